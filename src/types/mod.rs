@@ -1,0 +1,34 @@
+//! The shared words: what crosses a process boundary, and what every layer calls things.
+//!
+//! Purpose: one place for ids, wire bodies, error codes and time units, so that the server, the agent, the command
+//! line and their tests cannot disagree. Invariants: no IO, no clock, no async; a value of one of these types has
+//! already passed its validation. Called by everybody.
+
+mod code;
+mod ids;
+mod node;
+mod pool;
+mod time;
+mod url;
+mod wire;
+
+pub use code::{ErrorBody, ErrorCode};
+pub use ids::{IdError, NodeId, PoolId, RESERVED_NODE_IDS, check_model_id};
+pub use node::{DrainState, DrainView, NodeStatus, NodeView, PoolStatusView};
+pub use pool::{EngineKind, PoolDescriptor, PoolState, PoolStatus, Sample};
+pub use time::{Millis, Mono, Now, UnixMs, parse_duration};
+pub use url::{HttpUrl, UrlError};
+pub use wire::{
+    Availability, AvailableModel, Capabilities, DrainAck, DrainOrder, DrainRequest, EngineRef, Gpu,
+    Health, HealthReason, HealthStatus, HeartbeatReply, HeartbeatRequest, NodeList, PoolList,
+    PoolView, RegisterReply, RegisterRequest, Version,
+};
+
+/// Name of the implicit node that carries the engines of the HOME profile.
+pub const LOCAL_NODE: &str = "local";
+/// Response header on every answer of the control plane: the version that answered.
+pub const VERSION_HEADER: &str = "x-orchd-version";
+/// Response header with which an agent's proxy marks a refusal as its own, never the engine's. Its value is the code.
+pub const REFUSED_HEADER: &str = "x-orchd-refused";
+/// This build's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,189 @@
+//! Addresses of agents and engines.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// An `http` or `https` URL with a host and without credentials, query or fragment. Shown as it was given.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct HttpUrl(Box<str>);
+
+/// Why a string is not an address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// Not a URL at all.
+    #[error("{0:?} is not a URL ({1}); write it like http://10.0.0.7:9200")]
+    Syntax(String, String),
+    /// Another scheme.
+    #[error("{0:?} must begin with http:// or https://")]
+    Scheme(String),
+    /// `user:password@`.
+    #[error("the URL must not carry credentials")]
+    Credentials,
+    /// `?…` or `#…`.
+    #[error("{0:?} must not have a query or fragment")]
+    Extra(String),
+}
+
+impl HttpUrl {
+    /// Checks and takes an address.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn new(text: &str) -> Result<Self, UrlError> {
+        let url =
+            url::Url::parse(text).map_err(|e| UrlError::Syntax(text.to_owned(), e.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(UrlError::Scheme(text.to_owned()));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(UrlError::Credentials);
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(UrlError::Extra(text.to_owned()));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The address as it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn parsed(&self) -> url::Url {
+        url::Url::parse(&self.0).expect("checked when it was made")
+    }
+
+    /// True for `https`.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.parsed().scheme() == "https"
+    }
+
+    /// Host name or address, brackets around an IPv6 one left out.
+    #[must_use]
+    pub fn host(&self) -> String {
+        let host = self.parsed().host_str().unwrap_or_default().to_owned();
+        host.trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned()
+    }
+
+    /// Port, the scheme's own when none is written.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.parsed().port_or_known_default().unwrap_or(80)
+    }
+
+    /// `host:port` as a `Host` header carries it.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let url = self.parsed();
+        let host = url.host_str().unwrap_or_default();
+        match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        }
+    }
+
+    /// The path in front of what is asked for, without a closing slash; empty for most.
+    #[must_use]
+    pub fn base_path(&self) -> String {
+        self.parsed().path().trim_end_matches('/').to_owned()
+    }
+
+    /// This address with `path` (which begins with a slash) added.
+    #[must_use]
+    pub fn join(&self, path: &str) -> String {
+        format!("{}{path}", self.0.trim_end_matches('/'))
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl FromStr for HttpUrl {
+    type Err = UrlError;
+    fn from_str(text: &str) -> Result<Self, UrlError> {
+        Self::new(text)
+    }
+}
+
+impl Serialize for HttpUrl {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for HttpUrl {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        Self::new(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_need_http_and_a_host_and_refuse_credentials() {
+        for good in [
+            "http://192.168.1.100:9200",
+            "https://gpu1.example",
+            "http://[::1]:80/base/",
+        ] {
+            assert_eq!(
+                HttpUrl::new(good).map(|u| u.to_string()),
+                Ok(good.to_owned())
+            );
+        }
+        for bad in [
+            "",
+            "gpu1:9200",
+            "ftp://x",
+            "http://",
+            "http://u:p@x",
+            "http://u@x",
+            "http://x?a=1",
+            "http://x#f",
+            "/a",
+        ] {
+            assert!(HttpUrl::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_parts_of_an_address_are_what_a_dialler_needs() {
+        let v6 = HttpUrl::new("http://[::1]:81/base/").expect("good");
+        assert_eq!(
+            (v6.host().as_str(), v6.port(), v6.authority().as_str()),
+            ("::1", 81, "[::1]:81")
+        );
+        assert_eq!(
+            (v6.base_path().as_str(), v6.join("/x").as_str()),
+            ("/base", "http://[::1]:81/base/x")
+        );
+        let plain = HttpUrl::new("https://gpu1.example").expect("good");
+        assert_eq!(
+            (
+                plain.port(),
+                plain.authority().as_str(),
+                plain.base_path().as_str()
+            ),
+            (443, "gpu1.example", "")
+        );
+        assert!(plain.is_https());
+    }
+}
