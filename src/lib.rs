@@ -1,2 +1,4 @@
 //! x
+pub mod dispatch;
+pub mod registry;
 pub mod types;

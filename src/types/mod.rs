@@ -19,9 +19,9 @@ pub use pool::{EngineKind, PoolDescriptor, PoolState, PoolStatus, Sample};
 pub use time::{Millis, Mono, Now, UnixMs, parse_duration};
 pub use url::{HttpUrl, UrlError};
 pub use wire::{
-    Availability, AvailableModel, Capabilities, DrainAck, DrainOrder, DrainRequest, EngineRef, Gpu,
-    Health, HealthReason, HealthStatus, HeartbeatReply, HeartbeatRequest, NodeList, PoolList,
-    PoolView, RegisterReply, RegisterRequest, Version,
+    Availability, AvailableModel, Capabilities, DrainAck, DrainOrder, DrainRequest, EngineRef,
+    FleetHold, Gpu, Health, HealthReason, HealthStatus, HeartbeatReply, HeartbeatRequest, NodeList,
+    PoolList, PoolView, RegisterReply, RegisterRequest, Version,
 };
 
 /// Name of the implicit node that carries the engines of the HOME profile.

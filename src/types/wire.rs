@@ -225,6 +225,20 @@ pub struct NodeList {
     pub total: usize,
     /// Give this as `after` for the next page; null on the last.
     pub next: Option<NodeId>,
+    /// Set while mass silence keeps nodes from going Offline; null otherwise.
+    #[serde(default)]
+    pub fleet_hold: Option<FleetHold>,
+}
+
+/// Mass silence: so many nodes fell silent at once that the fault is more likely on this side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetHold {
+    /// How long it has lasted.
+    pub since_ms: Millis,
+    /// How many nodes it keeps.
+    pub nodes: usize,
+    /// When it ends at the latest.
+    pub ends_in_ms: Millis,
 }
 
 /// `GET /v2/pools`.

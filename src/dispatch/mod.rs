@@ -1,0 +1,519 @@
+//! Slots, permits and queues: who may use which engine, and who waits.
+//!
+//! Purpose: hand every free slot to the request that has waited longest for a model it serves. Invariants: plain
+//! integers, no names, no allocation per grant, no clock (every call is told `now`), no IO, no async; the permits given
+//! out for a pool never exceed its slots; within a model nobody overtakes; a pool that accepts nothing is granted
+//! nothing. Called by `admission` alone, under its lock.
+//!
+//! Every call that may free capacity is followed by [`Dispatch::pump`], which says who is granted what.
+
+mod model;
+mod pool;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::types::{Millis, Mono, Sample};
+
+use model::Model;
+use pool::Pool;
+
+/// Periods and bounds that decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Requests that may wait for one model.
+    pub queue_capacity: usize,
+    /// How long a request may wait in all.
+    pub queue_timeout_ms: Millis,
+    /// How long it may wait while no pool of its model may serve soon.
+    pub no_pool_wait_ms: Millis,
+    /// How long a reading of an engine's slots counts: two of its intervals.
+    pub sample_ttl_ms: Millis,
+}
+
+/// A pool, by its place in a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolIx(pub u32);
+
+/// A model, by its place in a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelIx(pub u32);
+
+/// A request's arrival number: lower came earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// What placement needs to know of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSpec {
+    /// Models it serves.
+    pub models: Vec<ModelIx>,
+    /// Takes requests now: its engine is ready and its node schedulable.
+    pub accepting: bool,
+    /// Takes requests now or may soon: a request may wait for it.
+    pub prospective: bool,
+    /// To be used only when nothing better is left.
+    pub suspect: bool,
+    /// Slots in all, at least 1.
+    pub slots_total: u32,
+}
+
+/// Slots of a pool that a request holds. Every one is given back by `release` or `quarantine`, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// For which model.
+    pub model: ModelIx,
+    /// Where.
+    pub pool: PoolIx,
+    /// How many slots.
+    pub weight: u32,
+}
+
+/// The answer to a request that asks for slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// It has them.
+    Granted(Grant),
+    /// It waits; `pump` or `expire` will name its ticket.
+    Queued,
+    /// The queue is full.
+    Full {
+        /// When a place is likely to be free, from the rate at which slots were released.
+        retry_after_ms: Millis,
+    },
+}
+
+/// How a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// With slots.
+    Granted(Grant),
+    /// It waited for longer than the queue allows.
+    QueueTimeout,
+    /// No pool of its model may serve soon.
+    NoReadyPool,
+}
+
+/// A pool's numbers, for views.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PoolCounts {
+    /// Slots in all.
+    pub slots_total: u32,
+    /// Slots that may still be granted.
+    pub slots_free: u32,
+    /// Slots somebody else uses.
+    pub external: u32,
+    /// Requests of ours.
+    pub running: u32,
+    /// Slots of requests whose connection was closed early and that the engine may still be working on.
+    pub quarantined: u32,
+    /// Left out after failures.
+    pub ejected: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// The oldest waiting request of a model may have waited too long.
+    Queue(ModelIx),
+    /// Something about a pool ends: a quarantine, an ejection, a reading's worth.
+    Pool(PoolIx),
+}
+
+/// The state of all pools and queues.
+#[derive(Debug)]
+pub struct Dispatch {
+    settings: Settings,
+    pools: Vec<Pool>,
+    /// Places in `pools` that may be taken again.
+    vacant: Vec<PoolIx>,
+    models: Vec<Model>,
+    /// Lazily checked: a timer that fires too early finds nothing to do.
+    timers: BinaryHeap<Reverse<(Mono, Timer)>>,
+    /// Pools whose free slots may have grown since the last pump.
+    grown: Vec<PoolIx>,
+    picks: u64,
+    arrivals: u64,
+}
+
+impl Dispatch {
+    /// No pools, nobody waiting.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            pools: Vec::new(),
+            vacant: Vec::new(),
+            models: Vec::new(),
+            timers: BinaryHeap::new(),
+            grown: Vec::new(),
+            picks: 0,
+            arrivals: 0,
+        }
+    }
+
+    /// A place for one more model.
+    pub fn add_model(&mut self) -> ModelIx {
+        let ix =
+            ModelIx(u32::try_from(self.models.len()).expect("fewer models than fit into memory"));
+        self.models.push(Model::default());
+        ix
+    }
+
+    /// A place for one more pool.
+    pub fn add_pool(&mut self, now: Mono, spec: PoolSpec) -> PoolIx {
+        let ix = self.vacant.pop().unwrap_or_else(|| {
+            let ix =
+                PoolIx(u32::try_from(self.pools.len()).expect("fewer pools than fit into memory"));
+            self.pools.push(Pool::default());
+            ix
+        });
+        *self.pool(ix) = Pool::default();
+        self.update_pool(now, ix, spec);
+        ix
+    }
+
+    /// A pool is described anew. Permits and readings stay.
+    pub fn update_pool(&mut self, now: Mono, ix: PoolIx, spec: PoolSpec) {
+        let old = std::mem::take(&mut self.pool(ix).models);
+        if old != spec.models {
+            self.detach(now, ix, &old);
+            for model in &spec.models {
+                self.model(*model).pools.push(ix);
+            }
+            self.pool(ix).hopeful = false;
+        }
+        let pool = self.pool(ix);
+        pool.slots_total = spec.slots_total.max(1);
+        pool.accepting = spec.accepting;
+        pool.prospective = spec.prospective;
+        pool.suspect = spec.suspect;
+        pool.models = spec.models;
+        self.recount(now, ix);
+        self.grown.push(ix);
+    }
+
+    /// A pool is gone. Its running requests end by themselves; its place is taken again after the last one.
+    pub fn remove_pool(&mut self, now: Mono, ix: PoolIx) {
+        let models = std::mem::take(&mut self.pool(ix).models);
+        self.detach(now, ix, &models);
+        let pool = self.pool(ix);
+        pool.hopeful = false;
+        pool.accepting = false;
+        pool.prospective = false;
+        pool.removed = true;
+        self.vacate_if_unused(ix);
+    }
+
+    fn detach(&mut self, now: Mono, ix: PoolIx, models: &[ModelIx]) {
+        let hopeful = self.pool(ix).hopeful;
+        for model in models {
+            let model = self.model(*model);
+            model.pools.retain(|pool| *pool != ix);
+            if hopeful {
+                model.lose_hope(now);
+            }
+        }
+        for model in models {
+            self.arm_queue(*model);
+        }
+    }
+
+    fn vacate_if_unused(&mut self, ix: PoolIx) {
+        let pool = self.pool(ix);
+        if pool.removed && pool.ours == 0 && pool.quarantined() == 0 {
+            pool.removed = false;
+            self.vacant.push(ix);
+        }
+    }
+
+    /// Counts the pool in or out among those of its models that may serve soon.
+    fn recount(&mut self, now: Mono, ix: PoolIx) {
+        let pool = self.pool(ix);
+        let hopeful = pool.prospective && !pool.is_ejected(now);
+        if hopeful == pool.hopeful {
+            return;
+        }
+        pool.hopeful = hopeful;
+        for at in 0..self.pools[ix.0 as usize].models.len() {
+            let model = self.pools[ix.0 as usize].models[at];
+            if hopeful {
+                self.model(model).hopeful += 1;
+            } else {
+                self.model(model).lose_hope(now);
+                self.arm_queue(model);
+            }
+        }
+    }
+
+    /// The next arrival number. A request keeps its own for as long as it is tried.
+    pub fn arrive(&mut self) -> Ticket {
+        self.arrivals += 1;
+        Ticket(self.arrivals)
+    }
+
+    /// A request asks for `weight` slots of `model`, or asks again with the ticket it has. It is granted a pool other
+    /// than `avoid` while there is one with room.
+    pub fn offer(
+        &mut self,
+        now: Mono,
+        ticket: Ticket,
+        model: ModelIx,
+        weight: u32,
+        avoid: Option<PoolIx>,
+    ) -> Offer {
+        let first = self
+            .model(model)
+            .queue
+            .front()
+            .is_none_or(|head| ticket < head.ticket);
+        if first {
+            let pool = self
+                .place(now, model, weight, avoid)
+                .or_else(|| self.place(now, model, weight, None));
+            if let Some(pool) = pool {
+                return Offer::Granted(self.grant(model, pool, weight));
+            }
+        }
+        if self.model(model).queue.len() >= self.settings.queue_capacity {
+            return Offer::Full {
+                retry_after_ms: self.model(model).retry_after(now),
+            };
+        }
+        let deadline = now.plus(self.settings.queue_timeout_ms);
+        self.model(model).enqueue(ticket, weight, now, deadline);
+        self.arm_queue(model);
+        Offer::Queued
+    }
+
+    /// A waiting request gives up its place. False when it has none, because its wait has ended already.
+    pub fn cancel(&mut self, model: ModelIx, ticket: Ticket) -> bool {
+        let was_first = self
+            .model(model)
+            .queue
+            .front()
+            .is_some_and(|head| head.ticket == ticket);
+        let found = self.model(model).dequeue(ticket);
+        if found && was_first {
+            // What the first one was too heavy for may fit the next.
+            let Self { models, grown, .. } = self;
+            grown.extend_from_slice(&models[model.0 as usize].pools);
+        }
+        found
+    }
+
+    /// Slots come back and can be used at once.
+    pub fn release(&mut self, now: Mono, grant: Grant) {
+        self.model(grant.model).released(now);
+        self.give_back(grant);
+    }
+
+    /// Slots come back, but the engine may still be working on them: they count as busy until `until`, or until a
+    /// reading begun after `now` shows the engine idle.
+    pub fn quarantine(&mut self, now: Mono, grant: Grant, until: Mono) {
+        self.model(grant.model).released(now);
+        let pool = self.pool(grant.pool);
+        pool.quarantine.push(pool::Quarantined {
+            closed: now,
+            until,
+            weight: grant.weight,
+        });
+        self.give_back(grant);
+        self.arm(until, Timer::Pool(grant.pool));
+    }
+
+    fn give_back(&mut self, grant: Grant) {
+        let pool = self.pool(grant.pool);
+        pool.ours = pool
+            .ours
+            .checked_sub(grant.weight)
+            .expect("a grant is given back once");
+        pool.requests = pool
+            .requests
+            .checked_sub(1)
+            .expect("a grant is given back once");
+        self.grown.push(grant.pool);
+        self.vacate_if_unused(grant.pool);
+    }
+
+    /// A reading of an engine's slots.
+    pub fn observe(&mut self, now: Mono, ix: PoolIx, sample: Sample) {
+        let ttl = self.settings.sample_ttl_ms;
+        let pool = self.pool(ix);
+        if pool.observe(now, sample, ttl) {
+            let stale = pool.sample_until;
+            self.arm(stale, Timer::Pool(ix));
+        }
+        self.grown.push(ix);
+    }
+
+    /// The pool refused a connection: it is left out for a second, twice as long each time, at most 30 s.
+    pub fn eject(&mut self, now: Mono, ix: PoolIx) {
+        let until = self.pool(ix).eject(now);
+        self.recount(now, ix);
+        self.arm(until, Timer::Pool(ix));
+    }
+
+    /// The pool answered: earlier failures are forgotten.
+    pub fn vindicate(&mut self, now: Mono, ix: PoolIx) {
+        let pool = self.pool(ix);
+        if pool.strikes > 0 {
+            pool.strikes = 0;
+            pool.ejected_until = None;
+            self.recount(now, ix);
+            self.grown.push(ix);
+        }
+    }
+
+    /// Gives free slots to those who wait, longest first. Appends who is granted what.
+    pub fn pump(&mut self, now: Mono, out: &mut Vec<(Ticket, Verdict)>) {
+        while let Some(ix) = self.grown.pop() {
+            while let Some((model, ticket, weight)) = self.next_for(now, ix) {
+                // The pool with room for the oldest need not be this one: a better placed may have room as well.
+                let pool = self.place(now, model, weight, None).unwrap_or(ix);
+                self.model(model).dequeue(ticket);
+                let grant = self.grant(model, pool, weight);
+                out.push((ticket, Verdict::Granted(grant)));
+            }
+        }
+    }
+
+    /// The oldest of those first in line for one of this pool's models that the pool has room for.
+    fn next_for(&self, now: Mono, ix: PoolIx) -> Option<(ModelIx, Ticket, u32)> {
+        let pool = &self.pools[ix.0 as usize];
+        pool.models
+            .iter()
+            .filter_map(|model| {
+                self.models[model.0 as usize]
+                    .queue
+                    .front()
+                    .map(|head| (*model, head.ticket, head.weight))
+            })
+            .filter(|(_, _, weight)| pool.has_room(now, *weight))
+            .min_by_key(|(_, ticket, _)| *ticket)
+    }
+
+    /// Ends waits that lasted too long, and everything else that ends by itself.
+    pub fn expire(&mut self, now: Mono, out: &mut Vec<(Ticket, Verdict)>) {
+        while let Some(Reverse((at, timer))) = self.timers.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            match timer {
+                Timer::Pool(ix) => {
+                    self.pool(ix).expire(now);
+                    self.vacate_if_unused(ix);
+                    self.recount(now, ix);
+                    self.grown.push(ix);
+                }
+                // Another time means that an earlier timer has taken this one's place.
+                Timer::Queue(model) if self.model(model).armed == Some(at) => {
+                    self.expire_queue(now, model, out)
+                }
+                Timer::Queue(_) => {}
+            }
+        }
+        self.pump(now, out);
+    }
+
+    fn expire_queue(&mut self, now: Mono, ix: ModelIx, out: &mut Vec<(Ticket, Verdict)>) {
+        let no_pool_wait_ms = self.settings.no_pool_wait_ms;
+        let model = self.model(ix);
+        model.armed = None;
+        while let Some(head) = model.queue.front() {
+            let verdict = if head.deadline <= now {
+                Verdict::QueueTimeout
+            } else if model
+                .hopeless_at(head, no_pool_wait_ms)
+                .is_some_and(|at| at <= now)
+            {
+                Verdict::NoReadyPool
+            } else {
+                break;
+            };
+            out.push((head.ticket, verdict));
+            model.queue.pop_front();
+        }
+        self.arm_queue(ix);
+        let Self { models, grown, .. } = self;
+        grown.extend_from_slice(&models[ix.0 as usize].pools);
+    }
+
+    /// When `expire` has something to do next, at the earliest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Mono> {
+        self.timers.peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn arm(&mut self, at: Mono, timer: Timer) {
+        self.timers.push(Reverse((at, timer)));
+    }
+
+    fn arm_queue(&mut self, ix: ModelIx) {
+        let no_pool_wait_ms = self.settings.no_pool_wait_ms;
+        let model = self.model(ix);
+        let Some(head) = model.queue.front() else {
+            return;
+        };
+        let at = model
+            .hopeless_at(head, no_pool_wait_ms)
+            .map_or(head.deadline, |at| at.min(head.deadline));
+        if model.armed.is_none_or(|armed| at < armed) {
+            model.armed = Some(at);
+            self.arm(at, Timer::Queue(ix));
+        }
+    }
+
+    /// Good before suspect, then the lowest busy share of slots, then the least recently picked.
+    fn place(
+        &self,
+        now: Mono,
+        model: ModelIx,
+        weight: u32,
+        avoid: Option<PoolIx>,
+    ) -> Option<PoolIx> {
+        self.models[model.0 as usize]
+            .pools
+            .iter()
+            .copied()
+            .filter(|ix| Some(*ix) != avoid)
+            .filter(|ix| self.pools[ix.0 as usize].has_room(now, weight))
+            .min_by(|a, b| self.pools[a.0 as usize].rank(now, &self.pools[b.0 as usize]))
+    }
+
+    fn grant(&mut self, model: ModelIx, ix: PoolIx, weight: u32) -> Grant {
+        self.picks += 1;
+        let picks = self.picks;
+        let pool = self.pool(ix);
+        let weight = weight.clamp(1, pool.slots_total);
+        pool.take(weight, picks);
+        Grant {
+            model,
+            pool: ix,
+            weight,
+        }
+    }
+
+    /// A pool's numbers.
+    #[must_use]
+    pub fn counts(&self, now: Mono, ix: PoolIx) -> PoolCounts {
+        self.pools[ix.0 as usize].counts(now)
+    }
+
+    /// Requests that wait for a model.
+    #[must_use]
+    pub fn waiting(&self, model: ModelIx) -> usize {
+        self.models[model.0 as usize].queue.len()
+    }
+
+    fn pool(&mut self, ix: PoolIx) -> &mut Pool {
+        &mut self.pools[ix.0 as usize]
+    }
+
+    fn model(&mut self, ix: ModelIx) -> &mut Model {
+        &mut self.models[ix.0 as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! One pool's slots: what we use, what others use, what may still be in use.
+
+use std::cmp::Ordering;
+
+use crate::types::{Millis, Mono, Sample};
+
+use super::{ModelIx, PoolCounts};
+
+/// First ejection of a pool, and the longest (contract §3).
+const EJECT_FIRST_MS: Millis = 1_000;
+const EJECT_LONGEST_MS: Millis = 30_000;
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Quarantined {
+    /// When its connection was closed.
+    pub closed: Mono,
+    /// When it counts as gone without anybody's word.
+    pub until: Mono,
+    pub weight: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    pub models: Vec<ModelIx>,
+    pub accepting: bool,
+    pub prospective: bool,
+    pub suspect: bool,
+    /// Counted among its models' pools that may serve soon.
+    pub hopeful: bool,
+    /// Gone; the place is kept for the requests that still run.
+    pub removed: bool,
+    pub slots_total: u32,
+    /// Slots of requests that run.
+    pub ours: u32,
+    /// Those requests.
+    pub requests: u32,
+    pub quarantine: Vec<Quarantined>,
+    /// The most that `ours` and the quarantine came to since the last reading.
+    peak: u32,
+    /// Slots others used at the last reading.
+    external: u32,
+    /// When that reading stops to count.
+    pub sample_until: Mono,
+    pub ejected_until: Option<Mono>,
+    /// Failures in a row.
+    pub strikes: u32,
+    picked: u64,
+}
+
+impl Pool {
+    pub fn quarantined(&self) -> u32 {
+        self.quarantine.iter().map(|q| q.weight).sum()
+    }
+
+    fn external(&self, now: Mono) -> u32 {
+        if now < self.sample_until {
+            self.external
+        } else {
+            0
+        }
+    }
+
+    fn busy(&self, now: Mono) -> u32 {
+        (self.external(now) + self.ours + self.quarantined()).min(self.slots_total)
+    }
+
+    pub fn is_ejected(&self, now: Mono) -> bool {
+        self.ejected_until.is_some_and(|until| now < until)
+    }
+
+    pub fn has_room(&self, now: Mono, weight: u32) -> bool {
+        let free = self.slots_total - self.busy(now);
+        // After an ejection one request goes first and shows whether the pool is back.
+        let on_probation = self.strikes > 0 && self.ours > 0;
+        self.accepting
+            && !self.is_ejected(now)
+            && !on_probation
+            && free >= weight.clamp(1, self.slots_total)
+    }
+
+    /// Smaller is better placed.
+    pub fn rank(&self, now: Mono, other: &Self) -> Ordering {
+        let share = u64::from(self.busy(now)) * u64::from(other.slots_total);
+        let other_share = u64::from(other.busy(now)) * u64::from(self.slots_total);
+        self.suspect
+            .cmp(&other.suspect)
+            .then(share.cmp(&other_share))
+            .then(self.picked.cmp(&other.picked))
+    }
+
+    pub fn take(&mut self, weight: u32, pick: u64) {
+        self.ours += weight;
+        self.requests += 1;
+        self.picked = pick;
+        self.peak = self.peak.max(self.ours + self.quarantined());
+    }
+
+    /// Takes a reading. True when slots are taken by others, which counts only for a time.
+    pub fn observe(&mut self, now: Mono, sample: Sample, ttl_ms: Millis) -> bool {
+        // Only an idle engine proves that what was closed before the reading is gone: a busy slot may be anybody's.
+        if sample.busy == 0
+            && let Some(begun) = sample.begun
+        {
+            self.quarantine.retain(|q| q.closed >= begun);
+        }
+        let now_ours = self.ours + self.quarantined();
+        let ours = sample.ours.unwrap_or(self.peak.max(now_ours));
+        self.peak = now_ours;
+        self.slots_total = sample.slots_total.max(1);
+        self.external = sample.busy.saturating_sub(ours);
+        self.sample_until = now.plus(ttl_ms);
+        self.external > 0
+    }
+
+    pub fn eject(&mut self, now: Mono) -> Mono {
+        let longer = EJECT_FIRST_MS << self.strikes.min(5);
+        let until = now.plus(longer.min(EJECT_LONGEST_MS));
+        self.strikes = self.strikes.saturating_add(1);
+        self.ejected_until = Some(until);
+        until
+    }
+
+    pub fn expire(&mut self, now: Mono) {
+        self.quarantine.retain(|q| now < q.until);
+        if !self.is_ejected(now) {
+            self.ejected_until = None;
+        }
+    }
+
+    pub fn counts(&self, now: Mono) -> PoolCounts {
+        PoolCounts {
+            slots_total: self.slots_total,
+            slots_free: self.slots_total - self.busy(now),
+            external: self.external(now),
+            running: self.requests,
+            quarantined: self.quarantined(),
+            ejected: self.is_ejected(now),
+        }
+    }
+}

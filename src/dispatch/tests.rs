@@ -1,0 +1,517 @@
+use std::collections::{HashMap, HashSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SETTINGS: Settings = Settings {
+    queue_capacity: 4,
+    queue_timeout_ms: 300_000,
+    no_pool_wait_ms: 5_000,
+    sample_ttl_ms: 20_000,
+};
+
+fn ready(models: &[ModelIx], slots: u32) -> PoolSpec {
+    PoolSpec {
+        models: models.to_vec(),
+        accepting: true,
+        prospective: true,
+        suspect: false,
+        slots_total: slots,
+    }
+}
+
+fn loading(models: &[ModelIx]) -> PoolSpec {
+    PoolSpec {
+        accepting: false,
+        ..ready(models, 1)
+    }
+}
+
+fn gone(models: &[ModelIx]) -> PoolSpec {
+    PoolSpec {
+        accepting: false,
+        prospective: false,
+        ..ready(models, 1)
+    }
+}
+
+fn at(ms: u64) -> Mono {
+    Mono(ms)
+}
+
+fn sample(slots_total: u32, busy: u32, ours: Option<u32>) -> Sample {
+    Sample {
+        slots_total,
+        busy,
+        ours,
+        begun: None,
+    }
+}
+
+struct Bench {
+    dispatch: Dispatch,
+    model: ModelIx,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut dispatch = Dispatch::new(SETTINGS);
+        let model = dispatch.add_model();
+        Self { dispatch, model }
+    }
+
+    fn ask(&mut self, now: Mono) -> (Ticket, Offer) {
+        let ticket = self.dispatch.arrive();
+        (
+            ticket,
+            self.dispatch.offer(now, ticket, self.model, 1, None),
+        )
+    }
+
+    fn granted(&mut self, now: Mono) -> Grant {
+        match self.ask(now).1 {
+            Offer::Granted(grant) => grant,
+            other => panic!("expected a grant, got {other:?}"),
+        }
+    }
+
+    fn pump(&mut self, now: Mono) -> Vec<(Ticket, Verdict)> {
+        let mut out = Vec::new();
+        self.dispatch.pump(now, &mut out);
+        out
+    }
+
+    fn expire(&mut self, now: Mono) -> Vec<(Ticket, Verdict)> {
+        let mut out = Vec::new();
+        self.dispatch.expire(now, &mut out);
+        out
+    }
+}
+
+#[test]
+fn slots_are_granted_until_none_is_left_and_then_requests_wait_in_order() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
+    let first = b.granted(at(1));
+    let _second = b.granted(at(1));
+    let (third, offer) = b.ask(at(2));
+    assert_eq!(offer, Offer::Queued);
+    let (_fourth, offer) = b.ask(at(3));
+    assert_eq!(offer, Offer::Queued);
+    assert!(b.pump(at(4)).is_empty());
+    b.dispatch.release(at(5), first);
+    let grant = Grant {
+        model: b.model,
+        pool,
+        weight: 1,
+    };
+    assert_eq!(b.pump(at(5)), vec![(third, Verdict::Granted(grant))]);
+}
+
+#[test]
+fn placement_prefers_good_pools_then_the_lower_busy_share_then_the_one_picked_longest_ago() {
+    let mut b = Bench::new();
+    let suspect = b.dispatch.add_pool(
+        at(0),
+        PoolSpec {
+            suspect: true,
+            ..ready(&[b.model], 8)
+        },
+    );
+    let small = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let large = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
+    let picks: Vec<PoolIx> = (0..4).map(|_| b.granted(at(1)).pool).collect();
+    assert_eq!(picks, vec![small, large, large, suspect]);
+}
+
+#[test]
+fn slots_in_use_by_others_are_left_to_them_for_as_long_as_the_reading_counts() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
+    b.dispatch.observe(at(0), pool, sample(2, 2, Some(0)));
+    let (ticket, offer) = b.ask(at(1));
+    assert_eq!(offer, Offer::Queued);
+    assert_eq!(b.dispatch.next_deadline(), Some(at(20_000)));
+    let grant = Grant {
+        model: b.model,
+        pool,
+        weight: 1,
+    };
+    assert_eq!(
+        b.expire(at(20_000)),
+        vec![(ticket, Verdict::Granted(grant))]
+    );
+}
+
+#[test]
+fn our_own_requests_seen_in_a_reading_are_not_taken_for_somebody_elses() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 4));
+    let grants: Vec<Grant> = (0..3).map(|_| b.granted(at(1))).collect();
+    b.dispatch.release(at(2), grants[0]);
+    // The reading began before the release: it shows three, and three of ours ran meanwhile.
+    b.dispatch.observe(at(3), pool, sample(4, 3, None));
+    assert_eq!(b.dispatch.counts(at(3), pool).external, 0);
+    // The next one shows three again, and only two are ours.
+    b.dispatch.observe(at(4), pool, sample(4, 3, None));
+    assert_eq!(b.dispatch.counts(at(4), pool).external, 1);
+    assert_eq!(b.dispatch.counts(at(4), pool).slots_free, 1);
+}
+
+#[test]
+fn a_permit_closed_early_is_busy_until_its_time_or_until_the_engine_is_seen_idle() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let grant = b.granted(at(1));
+    b.dispatch.quarantine(at(10), grant, at(1_010));
+    let (ticket, offer) = b.ask(at(20));
+    assert_eq!(offer, Offer::Queued);
+    assert!(b.expire(at(1_009)).is_empty());
+    assert_eq!(b.expire(at(1_010)), vec![(ticket, Verdict::Granted(grant))]);
+
+    b.dispatch.quarantine(at(2_000), grant, at(17_000));
+    let (ticket, _) = b.ask(at(2_001));
+    // Begun before the close: proves nothing.
+    b.dispatch.observe(
+        at(2_010),
+        pool,
+        Sample {
+            begun: Some(at(1_999)),
+            ..sample(1, 0, None)
+        },
+    );
+    assert!(b.pump(at(2_010)).is_empty());
+    b.dispatch.observe(
+        at(2_020),
+        pool,
+        Sample {
+            begun: Some(at(2_005)),
+            ..sample(1, 0, None)
+        },
+    );
+    assert_eq!(b.pump(at(2_020)), vec![(ticket, Verdict::Granted(grant))]);
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back_from_the_measured_rate() {
+    let mut b = Bench::new();
+    b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let mut held = b.granted(at(0));
+    for second in 1..=10 {
+        let now = at(second * 2_000);
+        b.dispatch.release(now, held);
+        held = b.granted(now);
+    }
+    for _ in 0..4 {
+        assert_eq!(b.ask(at(20_000)).1, Offer::Queued);
+    }
+    // One release in 1.8 s (nine intervals over ten releases), four waiting.
+    assert_eq!(
+        b.ask(at(20_000)).1,
+        Offer::Full {
+            retry_after_ms: 7_200
+        }
+    );
+}
+
+#[test]
+fn waiting_for_a_model_that_nothing_will_serve_ends_after_the_no_pool_wait() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), loading(&[b.model]));
+    let (first, offer) = b.ask(at(0));
+    assert_eq!(offer, Offer::Queued);
+    assert!(
+        b.expire(at(60_000)).is_empty(),
+        "a loading pool is worth waiting for"
+    );
+    b.dispatch.update_pool(at(60_000), pool, gone(&[b.model]));
+    let (second, _) = b.ask(at(62_000));
+    assert!(b.expire(at(64_999)).is_empty());
+    assert_eq!(b.expire(at(65_000)), vec![(first, Verdict::NoReadyPool)]);
+    assert_eq!(b.expire(at(67_000)), vec![(second, Verdict::NoReadyPool)]);
+}
+
+#[test]
+fn a_wait_ends_after_the_queue_timeout() {
+    let mut b = Bench::new();
+    b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let _held = b.granted(at(0));
+    let (ticket, _) = b.ask(at(1_000));
+    assert!(b.expire(at(300_999)).is_empty());
+    assert_eq!(b.expire(at(301_000)), vec![(ticket, Verdict::QueueTimeout)]);
+    assert_eq!(b.dispatch.waiting(b.model), 0);
+}
+
+#[test]
+fn a_heavy_request_waits_for_enough_slots_and_is_not_overtaken() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
+    let held = b.granted(at(0));
+    let heavy = b.dispatch.arrive();
+    assert_eq!(
+        b.dispatch.offer(at(1), heavy, b.model, 3, None),
+        Offer::Queued,
+        "3 is taken as the 2 there are"
+    );
+    let (_, offer) = b.ask(at(2));
+    assert_eq!(offer, Offer::Queued);
+    b.dispatch.release(at(3), held);
+    assert_eq!(
+        b.pump(at(3)),
+        vec![(
+            heavy,
+            Verdict::Granted(Grant {
+                model: b.model,
+                pool,
+                weight: 2
+            })
+        )]
+    );
+}
+
+#[test]
+fn whoever_leaves_the_queue_lets_the_next_one_in() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
+    let _held = b.granted(at(0));
+    let heavy = b.dispatch.arrive();
+    assert_eq!(
+        b.dispatch.offer(at(1), heavy, b.model, 2, None),
+        Offer::Queued
+    );
+    let (light, _) = b.ask(at(2));
+    assert!(b.dispatch.cancel(b.model, heavy));
+    assert!(
+        !b.dispatch.cancel(b.model, heavy),
+        "it has no place any more"
+    );
+    assert_eq!(
+        b.pump(at(3)),
+        vec![(
+            light,
+            Verdict::Granted(Grant {
+                model: b.model,
+                pool,
+                weight: 1
+            })
+        )]
+    );
+}
+
+#[test]
+fn an_ejected_pool_comes_back_by_one_request_that_succeeds() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
+    let grant = b.granted(at(0));
+    b.dispatch.eject(at(0), pool);
+    b.dispatch.release(at(0), grant);
+    let (first, offer) = b.ask(at(1));
+    assert_eq!(offer, Offer::Queued);
+    let (second, _) = b.ask(at(2));
+    assert_eq!(
+        b.expire(at(1_000)),
+        vec![(first, Verdict::Granted(grant))],
+        "one alone goes first"
+    );
+    b.dispatch.vindicate(at(1_050), pool);
+    assert_eq!(b.pump(at(1_050)), vec![(second, Verdict::Granted(grant))]);
+}
+
+#[test]
+fn a_second_try_goes_to_another_pool_while_there_is_one_and_keeps_its_place_in_line() {
+    let mut b = Bench::new();
+    let one = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let two = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let (ticket, offer) = b.ask(at(0));
+    let Offer::Granted(grant) = offer else {
+        panic!("{offer:?}")
+    };
+    assert_eq!(grant.pool, one);
+    b.dispatch.release(at(1), grant);
+    let again = b.dispatch.offer(at(1), ticket, b.model, 1, Some(one));
+    assert_eq!(again, Offer::Granted(Grant { pool: two, ..grant }));
+    let _also = b.granted(at(1));
+    let (later, _) = b.ask(at(2));
+    assert_eq!(
+        b.dispatch.offer(at(3), ticket, b.model, 1, None),
+        Offer::Queued
+    );
+    b.dispatch.release(at(4), grant);
+    let served = b.pump(at(4));
+    assert_eq!(served.len(), 1);
+    assert_eq!(
+        (served[0].0, later > ticket),
+        (ticket, true),
+        "the older ticket goes first although it queued later"
+    );
+}
+
+#[test]
+fn a_removed_pool_keeps_its_place_until_its_last_request_has_ended() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let grant = b.granted(at(0));
+    b.dispatch.remove_pool(at(1), pool);
+    assert_ne!(b.dispatch.add_pool(at(2), ready(&[b.model], 1)), pool);
+    b.dispatch.release(at(3), grant);
+    assert_eq!(b.dispatch.add_pool(at(4), ready(&[b.model], 1)), pool);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Ask {
+        model: usize,
+        weight: u32,
+    },
+    Release {
+        nth: usize,
+    },
+    CloseEarly {
+        nth: usize,
+        wait: u64,
+    },
+    Cancel {
+        nth: usize,
+    },
+    Observe {
+        pool: usize,
+        busy: u32,
+    },
+    Update {
+        pool: usize,
+        accepting: bool,
+        prospective: bool,
+        slots: u32,
+    },
+    Eject {
+        pool: usize,
+    },
+    Vindicate {
+        pool: usize,
+    },
+    Advance {
+        ms: u64,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..2usize, 1..4u32).prop_map(|(model, weight)| Step::Ask { model, weight }),
+        4 => any::<usize>().prop_map(|nth| Step::Release { nth }),
+        2 => (any::<usize>(), 1..3_000u64).prop_map(|(nth, wait)| Step::CloseEarly { nth, wait }),
+        1 => any::<usize>().prop_map(|nth| Step::Cancel { nth }),
+        2 => (0..3usize, 0..5u32).prop_map(|(pool, busy)| Step::Observe { pool, busy }),
+        1 => (0..3usize, any::<bool>(), any::<bool>(), 1..5u32)
+            .prop_map(|(pool, accepting, prospective, slots)| Step::Update { pool, accepting, prospective, slots }),
+        1 => (0..3usize).prop_map(|pool| Step::Eject { pool }),
+        1 => (0..3usize).prop_map(|pool| Step::Vindicate { pool }),
+        3 => (1..2_000u64).prop_map(|ms| Step::Advance { ms }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn claims_never_exceed_slots_nobody_overtakes_and_every_wait_ends(steps in proptest::collection::vec(step(), 1..200)) {
+        let mut dispatch = Dispatch::new(Settings { queue_capacity: 64, ..SETTINGS });
+        let models = [dispatch.add_model(), dispatch.add_model()];
+        let mut specs = vec![ready(&[models[0]], 2), ready(&[models[0], models[1]], 3), ready(&[models[1]], 1)];
+        let pools: Vec<PoolIx> = specs.iter().map(|spec| dispatch.add_pool(at(0), spec.clone())).collect();
+        let mut now = at(0);
+        let mut held: Vec<Grant> = Vec::new();
+        let mut waiting: Vec<(Ticket, ModelIx)> = Vec::new();
+        let mut out: Vec<(Ticket, Verdict)> = Vec::new();
+
+        for step in steps {
+            let mut fresh: Vec<Grant> = Vec::new();
+            match step {
+                Step::Ask { model, weight } => {
+                    let ticket = dispatch.arrive();
+                    match dispatch.offer(now, ticket, models[model], weight, None) {
+                        Offer::Granted(grant) => {
+                            prop_assert!(waiting.iter().all(|(_, m)| *m != models[model]), "overtook a waiting request");
+                            fresh.push(grant);
+                        }
+                        Offer::Queued => waiting.push((ticket, models[model])),
+                        Offer::Full { .. } => prop_assert_eq!(dispatch.waiting(models[model]), 64),
+                    }
+                }
+                Step::Release { nth } if !held.is_empty() => {
+                    let grant = held.swap_remove(nth % held.len());
+                    dispatch.release(now, grant);
+                }
+                Step::CloseEarly { nth, wait } if !held.is_empty() => {
+                    let grant = held.swap_remove(nth % held.len());
+                    dispatch.quarantine(now, grant, now.plus(wait));
+                }
+                Step::Cancel { nth } if !waiting.is_empty() => {
+                    let (ticket, model) = waiting.remove(nth % waiting.len());
+                    prop_assert!(dispatch.cancel(model, ticket), "a waiting request has a place");
+                }
+                Step::Observe { pool, busy } => {
+                    dispatch.observe(now, pools[pool], Sample { slots_total: specs[pool].slots_total, busy, ours: None, begun: Some(now) });
+                }
+                Step::Update { pool, accepting, prospective, slots } => {
+                    specs[pool] = PoolSpec { accepting, prospective: accepting || prospective, slots_total: slots, ..specs[pool].clone() };
+                    dispatch.update_pool(now, pools[pool], specs[pool].clone());
+                }
+                Step::Eject { pool } => dispatch.eject(now, pools[pool]),
+                Step::Vindicate { pool } => dispatch.vindicate(now, pools[pool]),
+                Step::Advance { ms } => now = now.plus(ms),
+                _ => {}
+            }
+            out.clear();
+            dispatch.expire(now, &mut out);
+            let mut last: HashMap<ModelIx, Ticket> = HashMap::new();
+            for (ticket, verdict) in out.drain(..) {
+                let at = waiting.iter().position(|(t, _)| *t == ticket);
+                prop_assert!(at.is_some(), "a verdict for somebody who does not wait");
+                let (_, model) = waiting.remove(at.unwrap());
+                if let Verdict::Granted(grant) = verdict {
+                    prop_assert!(waiting.iter().all(|(t, m)| *m != model || *t > ticket), "overtook within its model");
+                    prop_assert!(last.insert(model, ticket).is_none_or(|earlier| earlier < ticket));
+                    fresh.push(grant);
+                }
+            }
+            for grant in fresh {
+                let spec = &specs[grant.pool.0 as usize];
+                prop_assert!(spec.accepting, "granted a pool that accepts nothing");
+                prop_assert!(spec.models.contains(&grant.model));
+                held.push(grant);
+                let claims: u32 = held.iter().filter(|g| g.pool == grant.pool).map(|g| g.weight).sum();
+                prop_assert!(claims <= spec.slots_total, "over-committed");
+            }
+            for (nth, pool) in pools.iter().enumerate() {
+                let counts = dispatch.counts(now, *pool);
+                prop_assert_eq!(counts.running as usize, held.iter().filter(|g| g.pool == *pool).count());
+                prop_assert!(counts.slots_free <= specs[nth].slots_total);
+            }
+        }
+
+        // Whatever happened, everybody's wait ends and every slot comes back.
+        for grant in held.drain(..) {
+            dispatch.release(now, grant);
+        }
+        let mut seen: HashSet<Ticket> = HashSet::new();
+        for _ in 0..10_000 {
+            out.clear();
+            dispatch.expire(now, &mut out);
+            for (ticket, verdict) in out.drain(..) {
+                prop_assert!(seen.insert(ticket), "two verdicts for one request");
+                if let Verdict::Granted(grant) = verdict {
+                    dispatch.release(now, grant);
+                }
+            }
+            match dispatch.next_deadline() {
+                Some(next) => now = now.max(next),
+                None => break,
+            }
+        }
+        prop_assert_eq!(seen.len(), waiting.len());
+        prop_assert_eq!(dispatch.next_deadline(), None);
+        for (nth, pool) in pools.iter().enumerate() {
+            let counts = dispatch.counts(now, *pool);
+            prop_assert_eq!((counts.running, counts.quarantined, counts.slots_free), (0, 0, specs[nth].slots_total));
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! The fleet as two axes: *liveness*, which is observed, and *intent*, which an operator asked for.
+//!
+//! Purpose: decide what every node is, from registrations, heartbeats, silence and orders. Invariants: no clock, no IO,
+//! no async (every call is told `now`); `decide` changes nothing; only `commit` sets intent, and only with a [`Change`]
+//! that was persisted first; liveness never touches intent, because it is handed none of it. Called by `control` alone.
+
+mod change;
+mod drain;
+mod node;
+
+use std::collections::HashMap;
+
+use crate::types::{
+    DrainRequest, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, NodeView, Now,
+    PoolDescriptor, PoolStatus, RegisterRequest,
+};
+
+pub use change::{Change, Edit, Intent, Refusal};
+pub use drain::Drain;
+pub use node::{Node, Record};
+
+/// Periods that decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Silence after which a node is Offline.
+    pub node_timeout_ms: Millis,
+    /// How long after a start nodes that were alive before it may stay unheard.
+    pub restart_grace_ms: Millis,
+}
+
+/// What the store gave back: a node as it was known before this process began.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restored {
+    /// Its name.
+    pub node_id: NodeId,
+    /// Its registration; `None` when it had left and only intent remains.
+    pub record: Option<Record>,
+    /// What was asked of it.
+    pub drain: Option<Drain>,
+    /// Whether it had sent a heartbeat since it registered.
+    pub beaten: bool,
+    /// Whether it was Offline.
+    pub offline: bool,
+    /// Its pools as last described.
+    pub pools: Vec<PoolDescriptor>,
+}
+
+/// What a heartbeat did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Beat {
+    /// The pool list, or a pool's routing facts, differ from before: routes must be rebuilt.
+    pub routes_changed: bool,
+    /// A durable descriptor differs from before.
+    pub descriptors_changed: bool,
+    /// Its durable liveness (Offline, has beaten) differs from before.
+    pub liveness_changed: bool,
+    /// The word before, when it is another one now.
+    pub was: Option<NodeStatus>,
+    /// False for a repeated or late `seq`, which is acknowledged and ignored.
+    pub counted: bool,
+}
+
+/// A node that silence or time has moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// Which.
+    pub node_id: NodeId,
+    /// The word before.
+    pub from: NodeStatus,
+    /// The word now.
+    pub to: NodeStatus,
+}
+
+/// Every node of which anything is known.
+#[derive(Debug)]
+pub struct Registry {
+    settings: Settings,
+    nodes: HashMap<NodeId, Node>,
+    /// Restored nodes may stay unheard until then.
+    grace_until: Mono,
+}
+
+impl Registry {
+    /// An empty fleet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            nodes: HashMap::new(),
+            grace_until: Mono(0),
+        }
+    }
+
+    /// A fleet as it was known before this process began, at its start. Nodes keep their word; those not Offline are
+    /// suspect until they are heard or the grace ends.
+    #[must_use]
+    pub fn restore(settings: Settings, now: Now, restored: Vec<Restored>) -> Self {
+        let nodes = restored
+            .into_iter()
+            .map(|r| (r.node_id.clone(), Node::restored(r)))
+            .collect();
+        Self {
+            settings,
+            nodes,
+            grace_until: now.mono.plus(settings.restart_grace_ms),
+        }
+    }
+
+    /// Says what an order would change, and changes nothing.
+    ///
+    /// # Errors
+    /// The reason for which it is refused.
+    pub fn decide(&self, now: Now, intent: &Intent) -> Result<Change, Refusal> {
+        match intent {
+            Intent::Register(request) => self.decide_register(now, request),
+            Intent::Deregister {
+                node_id,
+                instance_id,
+                forget,
+            } => self.decide_deregister(node_id, instance_id.as_deref(), *forget),
+            Intent::Drain {
+                node_id,
+                request,
+                drain_id,
+                running,
+            } => self.decide_drain(now, node_id, request, drain_id, *running),
+            Intent::Undrain { node_id } => {
+                let node = self.known(node_id)?;
+                let mut change = Change::nothing(node_id);
+                if node.drain.is_some() {
+                    change.drain = Edit::Clear;
+                }
+                Ok(change)
+            }
+        }
+    }
+
+    fn known(&self, node_id: &NodeId) -> Result<&Node, Refusal> {
+        self.nodes.get(node_id).ok_or_else(|| Refusal::UnknownNode {
+            node_id: node_id.clone(),
+        })
+    }
+
+    fn registered(&self, node_id: &NodeId) -> Result<&Node, Refusal> {
+        self.known(node_id).and_then(|node| match node.record {
+            Some(_) => Ok(node),
+            None => Err(Refusal::UnknownNode {
+                node_id: node_id.clone(),
+            }),
+        })
+    }
+
+    fn decide_register(&self, now: Now, request: &RegisterRequest) -> Result<Change, Refusal> {
+        if request.address.is_none() && request.engines.is_empty() {
+            return Err(Refusal::NoAddress {
+                node_id: request.node_id.clone(),
+            });
+        }
+        let mut change = Change::nothing(&request.node_id);
+        change.touch = true;
+        let known = self.nodes.get(&request.node_id);
+        let mut registered_at_ms = now.wall;
+        if let Some(old) = known.and_then(|node| node.record.as_ref().map(|record| (node, record)))
+        {
+            let (node, record) = old;
+            if record.machine_id == request.machine() {
+                registered_at_ms = record.registered_at_ms;
+                change.fresh_instance =
+                    request.instance_id.is_some() && request.instance_id != record.instance_id;
+            } else if let Some(left_ms) =
+                node.lease_left(now.mono, self.settings.node_timeout_ms, self.grace_until)
+            {
+                return Err(Refusal::HeldByAnotherMachine {
+                    node_id: request.node_id.clone(),
+                    holder: record.machine_id.clone(),
+                    asking: request.machine().to_owned(),
+                    retry_after_ms: left_ms,
+                });
+            } else {
+                change.fresh_instance = true;
+            }
+        } else {
+            change.fresh_instance = true;
+        }
+        // An order belongs to a machine: another one that takes the name over starts without it.
+        if let Some(drain) = known.and_then(|node| node.drain.as_ref())
+            && drain.machine_id != request.machine()
+        {
+            change.drain = Edit::Clear;
+        }
+        let record = Record::from_request(request, registered_at_ms);
+        if known.and_then(|node| node.record.as_ref()) != Some(&record) {
+            change.record = Edit::Set(record);
+        }
+        Ok(change)
+    }
+
+    fn decide_deregister(
+        &self,
+        node_id: &NodeId,
+        instance_id: Option<&str>,
+        forget: bool,
+    ) -> Result<Change, Refusal> {
+        let node = if forget {
+            self.known(node_id)?
+        } else {
+            self.registered(node_id)?
+        };
+        if let Some(record) = &node.record {
+            refuse_superseded(node_id, record, instance_id)?;
+        }
+        let mut change = Change::nothing(node_id);
+        if node.record.is_some() {
+            change.record = Edit::Clear;
+        }
+        if forget && node.drain.is_some() {
+            change.drain = Edit::Clear;
+        }
+        Ok(change)
+    }
+
+    fn decide_drain(
+        &self,
+        now: Now,
+        node_id: &NodeId,
+        request: &DrainRequest,
+        drain_id: &str,
+        running: u32,
+    ) -> Result<Change, Refusal> {
+        let node = self.registered(node_id)?;
+        let machine_id = node
+            .record
+            .as_ref()
+            .map(|record| record.machine_id.clone())
+            .unwrap_or_default();
+        let mut change = Change::nothing(node_id);
+        let drain = match &node.drain {
+            Some(drain) => drain.asked_again(request),
+            None => Drain::asked(now.wall, machine_id, request, drain_id, running),
+        };
+        if node.drain.as_ref() != Some(&drain) {
+            change.drain = Edit::Set(drain);
+        }
+        Ok(change)
+    }
+
+    /// Applies a change that is durable. The only way intent and registrations are set.
+    pub fn commit(&mut self, now: Now, change: Change) {
+        let Change {
+            node_id,
+            record,
+            drain,
+            fresh_instance,
+            touch,
+        } = change;
+        let node = self.nodes.entry(node_id.clone()).or_default();
+        match record {
+            Edit::Keep => {}
+            Edit::Set(record) => node.record = Some(record),
+            Edit::Clear => node.depart(),
+        }
+        match drain {
+            Edit::Keep => {}
+            Edit::Set(drain) => node.drain = Some(drain),
+            Edit::Clear => node.drain = None,
+        }
+        if fresh_instance {
+            node.live.begin();
+            node.pools.clear();
+        }
+        if touch {
+            node.live.touch(now);
+        }
+        if node.record.is_none() && node.drain.is_none() {
+            self.nodes.remove(&node_id);
+        }
+    }
+
+    /// Takes a heartbeat. Renews the lease, replaces the pool status; touches no intent.
+    ///
+    /// # Errors
+    /// `UnknownNode` for one that is not registered, `Superseded` for an agent process that is not the current one.
+    pub fn beat(
+        &mut self,
+        now: Now,
+        node_id: &NodeId,
+        request: HeartbeatRequest,
+    ) -> Result<Beat, Refusal> {
+        let unknown = || Refusal::UnknownNode {
+            node_id: node_id.clone(),
+        };
+        let node = self.nodes.get_mut(node_id).ok_or_else(unknown)?;
+        let record = node.record.as_ref().ok_or_else(unknown)?;
+        refuse_superseded(node_id, record, request.instance_id.as_deref())?;
+        Ok(node.beat(now, request))
+    }
+
+    /// Moves nodes that were silent too long to Offline and says which. Call it at [`next_expiry`](Self::next_expiry).
+    pub fn expire(&mut self, now: Now) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        for (node_id, node) in &mut self.nodes {
+            let from = node.status();
+            let silent = node.record.is_some()
+                && !node.live.offline
+                && node
+                    .lease_left(now.mono, self.settings.node_timeout_ms, self.grace_until)
+                    .is_none();
+            if silent {
+                node.live.offline = true;
+                moved.push(Moved {
+                    node_id: node_id.clone(),
+                    from,
+                    to: node.status(),
+                });
+            }
+        }
+        moved.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+        moved
+    }
+
+    /// When the next lease ends if nobody is heard until then.
+    #[must_use]
+    pub fn next_expiry(&self, now: Now) -> Option<Mono> {
+        self.nodes
+            .values()
+            .filter(|node| node.record.is_some() && !node.live.offline)
+            .map(|node| {
+                let left =
+                    node.lease_left(now.mono, self.settings.node_timeout_ms, self.grace_until);
+                now.mono.plus(left.unwrap_or(0))
+            })
+            .min()
+    }
+
+    /// This process was stopped for `gap_ms` (a suspended laptop, a debugger): nobody could have been heard meanwhile,
+    /// so every lease moves by the gap.
+    pub fn paused(&mut self, now: Now, gap_ms: Millis) {
+        self.grace_until = self.grace_until.plus(gap_ms);
+        for node in self.nodes.values_mut() {
+            if let Some(heard) = node.live.heard {
+                node.live.heard = Some(heard.plus(gap_ms).min(now.mono));
+            }
+        }
+    }
+
+    /// Marks a drain done once nothing runs and somebody's word says so. True when it became so now.
+    pub fn settle(&mut self, node_id: &NodeId, running: u32) -> bool {
+        let Some(node) = self.nodes.get_mut(node_id) else {
+            return false;
+        };
+        let gone = node.record.is_none() || node.live.offline;
+        node.drain
+            .as_mut()
+            .is_some_and(|drain| drain.settle(running, gone))
+    }
+
+    /// Nodes with a drain that is not done.
+    pub fn draining(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes
+            .iter()
+            .filter(|(_, n)| n.drain.as_ref().is_some_and(|d| !d.is_done()))
+            .map(|(id, _)| id)
+    }
+
+    /// The node of this name, registered or departed.
+    #[must_use]
+    pub fn node(&self, node_id: &NodeId) -> Option<&Node> {
+        self.nodes.get(node_id)
+    }
+
+    /// All of them, in no order.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeId, &Node)> {
+        self.nodes.iter()
+    }
+
+    /// A registered node as the API shows it; `running` is the control plane's own count of its requests in a pool.
+    #[must_use]
+    pub fn view(
+        &self,
+        now: Now,
+        node_id: &NodeId,
+        running: impl Fn(&PoolStatus) -> u32,
+    ) -> Option<NodeView> {
+        self.nodes
+            .get(node_id)
+            .and_then(|node| node.view(now, node_id, running))
+    }
+}
+
+fn refuse_superseded(
+    node_id: &NodeId,
+    record: &Record,
+    instance_id: Option<&str>,
+) -> Result<(), Refusal> {
+    // Without an instance id it is an old client's, which cannot know better.
+    let Some(asking) = instance_id else {
+        return Ok(());
+    };
+    match &record.instance_id {
+        Some(current) if current != asking => Err(Refusal::Superseded {
+            node_id: node_id.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

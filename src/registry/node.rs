@@ -1,0 +1,277 @@
+//! One node: what it registered as, what was asked of it, what has been heard.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{
+    Capabilities, EngineRef, Health, HealthStatus, HeartbeatRequest, HttpUrl, Millis, Mono, NodeId,
+    NodeStatus, NodeView, Now, PoolStatus, PoolStatusView, RegisterRequest, UnixMs,
+};
+
+use super::{Beat, Drain, Restored};
+
+/// A registration, as it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The machine that registered.
+    pub machine_id: String,
+    /// Where its agent listens.
+    pub address: Option<HttpUrl>,
+    /// Pool names as registered.
+    pub pools: Vec<String>,
+    /// What the machine has.
+    pub capabilities: Capabilities,
+    /// Its agent's version.
+    pub version: Option<String>,
+    /// For people and selectors.
+    pub labels: BTreeMap<String, String>,
+    /// The agent process.
+    pub instance_id: Option<String>,
+    /// Engines of an agentless node.
+    pub engines: Vec<EngineRef>,
+    /// When the node first registered.
+    pub registered_at_ms: UnixMs,
+}
+
+impl Record {
+    /// What a registration leaves behind.
+    #[must_use]
+    pub fn from_request(request: &RegisterRequest, registered_at_ms: UnixMs) -> Self {
+        Self {
+            machine_id: request.machine().to_owned(),
+            address: request.address.clone(),
+            pools: request.pools.clone(),
+            capabilities: request.capabilities.clone(),
+            version: request.version.clone(),
+            labels: request.labels.clone(),
+            instance_id: request.instance_id.clone(),
+            engines: request.engines.clone(),
+            registered_at_ms,
+        }
+    }
+}
+
+/// What has been heard of a node. Never durable as a whole: times end with the process.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Liveness {
+    /// When it was last heard by a heartbeat or a registration in this life of the process.
+    pub heard: Option<Mono>,
+    /// The same for people, over restarts.
+    pub last_heartbeat_ms: UnixMs,
+    /// Whether it has sent a heartbeat since it registered.
+    pub beaten: bool,
+    /// Whether it was found silent and not heard since.
+    pub offline: bool,
+    /// Highest heartbeat number of the current instance.
+    pub seq: Option<u64>,
+    /// As last reported.
+    pub health: Option<Health>,
+}
+
+impl Liveness {
+    /// Another agent process speaks from now on.
+    pub fn begin(&mut self) {
+        *self = Self {
+            last_heartbeat_ms: self.last_heartbeat_ms,
+            heard: self.heard,
+            ..Self::default()
+        };
+    }
+
+    /// The lease starts now.
+    pub fn touch(&mut self, now: Now) {
+        self.heard = Some(now.mono);
+        self.last_heartbeat_ms = now.wall;
+        self.offline = false;
+    }
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Node {
+    /// `None` when it left and only intent remains.
+    pub record: Option<Record>,
+    /// Intent: no new requests.
+    pub drain: Option<Drain>,
+    /// Observed.
+    pub live: Liveness,
+    /// Its pools, as last reported, or as last described before this process began.
+    pub pools: Vec<PoolStatus>,
+}
+
+impl Node {
+    pub(super) fn restored(restored: Restored) -> Self {
+        let last_heartbeat_ms = restored
+            .record
+            .as_ref()
+            .map(|r| r.registered_at_ms)
+            .unwrap_or_default();
+        Self {
+            record: restored.record,
+            drain: restored.drain,
+            live: Liveness {
+                beaten: restored.beaten,
+                offline: restored.offline,
+                last_heartbeat_ms,
+                ..Liveness::default()
+            },
+            pools: restored
+                .pools
+                .iter()
+                .map(crate::types::PoolDescriptor::assumed_status)
+                .collect(),
+        }
+    }
+
+    /// Ends the registration; what was asked of it stays.
+    pub(super) fn depart(&mut self) {
+        self.record = None;
+        self.live = Liveness::default();
+        self.pools.clear();
+    }
+
+    /// Takes a heartbeat that is this node's.
+    pub(super) fn beat(&mut self, now: Now, request: HeartbeatRequest) -> Beat {
+        if let (Some(seq), Some(last)) = (request.seq, self.live.seq)
+            && seq <= last
+        {
+            return Beat::default();
+        }
+        let from = self.status();
+        let durable_before = (self.live.beaten, self.live.offline);
+        let suspect_before = self.suspect();
+        self.live.touch(now);
+        self.live.beaten = true;
+        self.live.seq = request.seq.or(self.live.seq);
+        self.live.health = request.health;
+        if let Some(drain) = &mut self.drain {
+            drain.on_beat(request.drain_ack.as_ref());
+        }
+        let pools = request.pools;
+        let mut beat = Beat {
+            counted: true,
+            ..Beat::default()
+        };
+        beat.descriptors_changed = self.pools.len() != pools.len()
+            || self
+                .pools
+                .iter()
+                .zip(&pools)
+                .any(|(old, new)| !old.same_descriptor(new));
+        beat.liveness_changed = durable_before != (self.live.beaten, self.live.offline);
+        beat.was = (from != self.status()).then_some(from);
+        beat.routes_changed = beat.descriptors_changed
+            || beat.was.is_some()
+            || suspect_before != self.suspect()
+            || self
+                .pools
+                .iter()
+                .zip(&pools)
+                .any(|(old, new)| old.ready != new.ready || old.draining != new.draining);
+        self.pools = pools;
+        beat
+    }
+
+    /// What is left of its lease at `now`; `None` once it has ended. A node unheard since the start of this process has
+    /// what is left of the restart grace; one that is Offline has none.
+    #[must_use]
+    pub fn lease_left(&self, now: Mono, timeout_ms: Millis, grace_until: Mono) -> Option<Millis> {
+        if self.live.offline {
+            return None;
+        }
+        let ends = match self.live.heard {
+            Some(heard) => heard.plus(timeout_ms),
+            None => grace_until,
+        };
+        // "Silent longer than the timeout": at the very end it still holds.
+        (now <= ends).then(|| ends.since(now).max(1))
+    }
+
+    /// The one word: the first that holds.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let failed = self
+            .live
+            .health
+            .as_ref()
+            .is_some_and(|h| h.status == HealthStatus::Failed);
+        if self.live.offline {
+            NodeStatus::Offline
+        } else if failed {
+            NodeStatus::Failed
+        } else if self.drain.is_some() {
+            NodeStatus::Draining
+        } else if self.live.beaten {
+            NodeStatus::Online
+        } else {
+            NodeStatus::Registering
+        }
+    }
+
+    /// Whether new requests may go there.
+    #[must_use]
+    pub fn schedulable(&self) -> bool {
+        self.record.is_some() && self.status() == NodeStatus::Online
+    }
+
+    /// Routable only when nothing better is left: alive before this process began and not heard since.
+    #[must_use]
+    pub fn suspect(&self) -> bool {
+        self.live.heard.is_none() && !self.live.offline
+    }
+
+    /// How the gateway reaches a pool: by its own url, else through the agent's proxy.
+    #[must_use]
+    pub fn pool_url(&self, pool: &PoolStatus) -> Option<HttpUrl> {
+        if let Some(url) = &pool.url {
+            return Some(url.clone());
+        }
+        let address = self.record.as_ref()?.address.as_ref()?;
+        HttpUrl::new(&address.join(&format!("/pools/{}", pool.pool_id))).ok()
+    }
+
+    pub(super) fn view(
+        &self,
+        now: Now,
+        node_id: &NodeId,
+        running: impl Fn(&PoolStatus) -> u32,
+    ) -> Option<NodeView> {
+        let record = self.record.as_ref()?;
+        let pool_status: Vec<PoolStatusView> = self
+            .pools
+            .iter()
+            .map(|status| {
+                let mut status = status.clone();
+                status.slots_free = status
+                    .slots_free
+                    .map(|free| free.min(status.slots_total.unwrap_or(free)));
+                PoolStatusView {
+                    running: running(&status),
+                    status,
+                }
+            })
+            .collect();
+        let in_flight = pool_status.iter().map(|p| p.running).sum();
+        Some(NodeView {
+            node_id: node_id.clone(),
+            machine_id: record.machine_id.clone(),
+            address: record.address.clone(),
+            pools: record.pools.clone(),
+            capabilities: record.capabilities.clone(),
+            status: self.status(),
+            registered_at_ms: record.registered_at_ms,
+            last_heartbeat_ms: self.live.last_heartbeat_ms,
+            version: record.version.clone(),
+            online: self.live.beaten && !self.live.offline,
+            schedulable: self.schedulable(),
+            suspect: self.suspect(),
+            last_heartbeat_age_ms: self.live.heard.map(|heard| now.mono.since(heard)),
+            labels: record.labels.clone(),
+            instance_id: record.instance_id.clone(),
+            health: self.live.health.clone(),
+            pool_status,
+            drain: self.drain.as_ref().map(|drain| drain.view(in_flight)),
+        })
+    }
+}
