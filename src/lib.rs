@@ -1,4 +1,10 @@
 //! x
+pub mod admission;
+pub mod clock;
+pub mod control;
 pub mod dispatch;
+pub mod listen;
 pub mod registry;
+pub mod relay;
+pub mod store;
 pub mod types;

@@ -67,6 +67,8 @@ pub struct Grant {
     pub pool: PoolIx,
     /// How many slots.
     pub weight: u32,
+    /// The pool failed last: this request shows whether it is back.
+    pub probation: bool,
 }
 
 /// The answer to a request that asks for slots.
@@ -491,6 +493,7 @@ impl Dispatch {
             model,
             pool: ix,
             weight,
+            probation: pool.strikes > 0,
         }
     }
 

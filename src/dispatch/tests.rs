@@ -105,6 +105,7 @@ fn slots_are_granted_until_none_is_left_and_then_requests_wait_in_order() {
         model: b.model,
         pool,
         weight: 1,
+        probation: false,
     };
     assert_eq!(b.pump(at(5)), vec![(third, Verdict::Granted(grant))]);
 }
@@ -137,6 +138,7 @@ fn slots_in_use_by_others_are_left_to_them_for_as_long_as_the_reading_counts() {
         model: b.model,
         pool,
         weight: 1,
+        probation: false,
     };
     assert_eq!(
         b.expire(at(20_000)),
@@ -264,7 +266,8 @@ fn a_heavy_request_waits_for_enough_slots_and_is_not_overtaken() {
             Verdict::Granted(Grant {
                 model: b.model,
                 pool,
-                weight: 2
+                weight: 2,
+                probation: false,
             })
         )]
     );
@@ -293,7 +296,8 @@ fn whoever_leaves_the_queue_lets_the_next_one_in() {
             Verdict::Granted(Grant {
                 model: b.model,
                 pool,
-                weight: 1
+                weight: 1,
+                probation: false,
             })
         )]
     );
@@ -311,7 +315,13 @@ fn an_ejected_pool_comes_back_by_one_request_that_succeeds() {
     let (second, _) = b.ask(at(2));
     assert_eq!(
         b.expire(at(1_000)),
-        vec![(first, Verdict::Granted(grant))],
+        vec![(
+            first,
+            Verdict::Granted(Grant {
+                probation: true,
+                ..grant
+            })
+        )],
         "one alone goes first"
     );
     b.dispatch.vindicate(at(1_050), pool);

@@ -9,6 +9,7 @@ mod drain;
 mod node;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::types::{
     DrainRequest, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, NodeView, Now,
@@ -33,8 +34,8 @@ pub struct Settings {
 pub struct Restored {
     /// Its name.
     pub node_id: NodeId,
-    /// Its registration; `None` when it had left and only intent remains.
-    pub record: Option<Record>,
+    /// Its registration.
+    pub record: Record,
     /// What was asked of it.
     pub drain: Option<Drain>,
     /// Whether it had sent a heartbeat since it registered.
@@ -130,6 +131,9 @@ impl Registry {
                 if node.drain.is_some() {
                     change.drain = Edit::Clear;
                 }
+                if node.record.departed {
+                    change.record = Edit::Clear;
+                }
                 Ok(change)
             }
         }
@@ -142,12 +146,13 @@ impl Registry {
     }
 
     fn registered(&self, node_id: &NodeId) -> Result<&Node, Refusal> {
-        self.known(node_id).and_then(|node| match node.record {
-            Some(_) => Ok(node),
-            None => Err(Refusal::UnknownNode {
-                node_id: node_id.clone(),
-            }),
-        })
+        self.known(node_id)
+            .and_then(|node| match node.record.departed {
+                false => Ok(node),
+                true => Err(Refusal::UnknownNode {
+                    node_id: node_id.clone(),
+                }),
+            })
     }
 
     fn decide_register(&self, now: Now, request: &RegisterRequest) -> Result<Change, Refusal> {
@@ -160,9 +165,8 @@ impl Registry {
         change.touch = true;
         let known = self.nodes.get(&request.node_id);
         let mut registered_at_ms = now.wall;
-        if let Some(old) = known.and_then(|node| node.record.as_ref().map(|record| (node, record)))
-        {
-            let (node, record) = old;
+        if let Some(node) = known.filter(|node| !node.record.departed) {
+            let record = &node.record;
             if record.machine_id == request.machine() {
                 registered_at_ms = record.registered_at_ms;
                 change.fresh_instance =
@@ -189,7 +193,7 @@ impl Registry {
             change.drain = Edit::Clear;
         }
         let record = Record::from_request(request, registered_at_ms);
-        if known.and_then(|node| node.record.as_ref()) != Some(&record) {
+        if known.map(|node| &node.record) != Some(&record) {
             change.record = Edit::Set(record);
         }
         Ok(change)
@@ -206,13 +210,12 @@ impl Registry {
         } else {
             self.registered(node_id)?
         };
-        if let Some(record) = &node.record {
-            refuse_superseded(node_id, record, instance_id)?;
-        }
+        refuse_superseded(node_id, &node.record, instance_id)?;
         let mut change = Change::nothing(node_id);
-        if node.record.is_some() {
-            change.record = Edit::Clear;
-        }
+        change.record = match node.drain {
+            Some(_) if !forget => Edit::Set(node.record.ended()),
+            _ => Edit::Clear,
+        };
         if forget && node.drain.is_some() {
             change.drain = Edit::Clear;
         }
@@ -228,11 +231,7 @@ impl Registry {
         running: u32,
     ) -> Result<Change, Refusal> {
         let node = self.registered(node_id)?;
-        let machine_id = node
-            .record
-            .as_ref()
-            .map(|record| record.machine_id.clone())
-            .unwrap_or_default();
+        let machine_id = node.record.machine_id.clone();
         let mut change = Change::nothing(node_id);
         let drain = match &node.drain {
             Some(drain) => drain.asked_again(request),
@@ -253,12 +252,20 @@ impl Registry {
             fresh_instance,
             touch,
         } = change;
-        let node = self.nodes.entry(node_id.clone()).or_default();
-        match record {
-            Edit::Keep => {}
-            Edit::Set(record) => node.record = Some(record),
-            Edit::Clear => node.depart(),
-        }
+        let node = match (record, self.nodes.entry(node_id)) {
+            (Edit::Keep, Entry::Occupied(known)) => known.into_mut(),
+            (Edit::Set(record), Entry::Occupied(known)) => {
+                let node = known.into_mut();
+                node.set_record(record);
+                node
+            }
+            (Edit::Set(record), Entry::Vacant(place)) => place.insert(Node::new(record)),
+            (Edit::Clear, Entry::Occupied(known)) => {
+                known.remove();
+                return;
+            }
+            (Edit::Keep | Edit::Clear, Entry::Vacant(_)) => return,
+        };
         match drain {
             Edit::Keep => {}
             Edit::Set(drain) => node.drain = Some(drain),
@@ -270,9 +277,6 @@ impl Registry {
         }
         if touch {
             node.live.touch(now);
-        }
-        if node.record.is_none() && node.drain.is_none() {
-            self.nodes.remove(&node_id);
         }
     }
 
@@ -290,8 +294,10 @@ impl Registry {
             node_id: node_id.clone(),
         };
         let node = self.nodes.get_mut(node_id).ok_or_else(unknown)?;
-        let record = node.record.as_ref().ok_or_else(unknown)?;
-        refuse_superseded(node_id, record, request.instance_id.as_deref())?;
+        if node.record.departed {
+            return Err(unknown());
+        }
+        refuse_superseded(node_id, &node.record, request.instance_id.as_deref())?;
         Ok(node.beat(now, request))
     }
 
@@ -300,8 +306,7 @@ impl Registry {
         let mut moved = Vec::new();
         for (node_id, node) in &mut self.nodes {
             let from = node.status();
-            let silent = node.record.is_some()
-                && !node.live.offline
+            let silent = !node.live.offline
                 && node
                     .lease_left(now.mono, self.settings.node_timeout_ms, self.grace_until)
                     .is_none();
@@ -323,7 +328,7 @@ impl Registry {
     pub fn next_expiry(&self, now: Now) -> Option<Mono> {
         self.nodes
             .values()
-            .filter(|node| node.record.is_some() && !node.live.offline)
+            .filter(|node| !node.live.offline)
             .map(|node| {
                 let left =
                     node.lease_left(now.mono, self.settings.node_timeout_ms, self.grace_until);
@@ -348,7 +353,7 @@ impl Registry {
         let Some(node) = self.nodes.get_mut(node_id) else {
             return false;
         };
-        let gone = node.record.is_none() || node.live.offline;
+        let gone = node.record.departed || node.live.offline;
         node.drain
             .as_mut()
             .is_some_and(|drain| drain.settle(running, gone))
@@ -371,19 +376,6 @@ impl Registry {
     /// All of them, in no order.
     pub fn nodes(&self) -> impl Iterator<Item = (&NodeId, &Node)> {
         self.nodes.iter()
-    }
-
-    /// A registered node as the API shows it; `running` is the control plane's own count of its requests in a pool.
-    #[must_use]
-    pub fn view(
-        &self,
-        now: Now,
-        node_id: &NodeId,
-        running: impl Fn(&PoolStatus) -> u32,
-    ) -> Option<NodeView> {
-        self.nodes
-            .get(node_id)
-            .and_then(|node| node.view(now, node_id, running))
     }
 }
 

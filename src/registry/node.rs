@@ -32,6 +32,9 @@ pub struct Record {
     pub engines: Vec<EngineRef>,
     /// When the node first registered.
     pub registered_at_ms: UnixMs,
+    /// It has left, and is kept for what an operator asked of it.
+    #[serde(default)]
+    pub departed: bool,
 }
 
 impl Record {
@@ -48,6 +51,16 @@ impl Record {
             instance_id: request.instance_id.clone(),
             engines: request.engines.clone(),
             registered_at_ms,
+            departed: false,
+        }
+    }
+
+    /// The same registration, ended.
+    #[must_use]
+    pub fn ended(&self) -> Self {
+        Self {
+            departed: true,
+            ..self.clone()
         }
     }
 }
@@ -88,10 +101,10 @@ impl Liveness {
 }
 
 /// One node.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// `None` when it left and only intent remains.
-    pub record: Option<Record>,
+    /// As registered.
+    pub record: Record,
     /// Intent: no new requests.
     pub drain: Option<Drain>,
     /// Observed.
@@ -102,11 +115,7 @@ pub struct Node {
 
 impl Node {
     pub(super) fn restored(restored: Restored) -> Self {
-        let last_heartbeat_ms = restored
-            .record
-            .as_ref()
-            .map(|r| r.registered_at_ms)
-            .unwrap_or_default();
+        let last_heartbeat_ms = restored.record.registered_at_ms;
         Self {
             record: restored.record,
             drain: restored.drain,
@@ -124,11 +133,26 @@ impl Node {
         }
     }
 
-    /// Ends the registration; what was asked of it stays.
-    pub(super) fn depart(&mut self) {
-        self.record = None;
-        self.live = Liveness::default();
-        self.pools.clear();
+    /// A node nobody has heard.
+    pub(super) fn new(record: Record) -> Self {
+        Self {
+            record,
+            drain: None,
+            live: Liveness::default(),
+            pools: Vec::new(),
+        }
+    }
+
+    /// A registration follows; one that ends takes what was observed with it, and what was asked stays.
+    pub(super) fn set_record(&mut self, record: Record) {
+        if record.departed {
+            self.live = Liveness {
+                offline: true,
+                ..Liveness::default()
+            };
+            self.pools.clear();
+        }
+        self.record = record;
     }
 
     /// Takes a heartbeat that is this node's.
@@ -212,7 +236,7 @@ impl Node {
     /// Whether new requests may go there.
     #[must_use]
     pub fn schedulable(&self) -> bool {
-        self.record.is_some() && self.status() == NodeStatus::Online
+        !self.record.departed && self.status() == NodeStatus::Online
     }
 
     /// Routable only when nothing better is left: alive before this process began and not heard since.
@@ -227,17 +251,19 @@ impl Node {
         if let Some(url) = &pool.url {
             return Some(url.clone());
         }
-        let address = self.record.as_ref()?.address.as_ref()?;
+        let address = self.record.address.as_ref()?;
         HttpUrl::new(&address.join(&format!("/pools/{}", pool.pool_id))).ok()
     }
 
-    pub(super) fn view(
+    /// As the API shows it; `running` is the control plane's own count of its requests in a pool.
+    #[must_use]
+    pub fn view(
         &self,
         now: Now,
         node_id: &NodeId,
         running: impl Fn(&PoolStatus) -> u32,
-    ) -> Option<NodeView> {
-        let record = self.record.as_ref()?;
+    ) -> NodeView {
+        let record = &self.record;
         let pool_status: Vec<PoolStatusView> = self
             .pools
             .iter()
@@ -253,7 +279,7 @@ impl Node {
             })
             .collect();
         let in_flight = pool_status.iter().map(|p| p.running).sum();
-        Some(NodeView {
+        NodeView {
             node_id: node_id.clone(),
             machine_id: record.machine_id.clone(),
             address: record.address.clone(),
@@ -272,6 +298,6 @@ impl Node {
             health: self.live.health.clone(),
             pool_status,
             drain: self.drain.as_ref().map(|drain| drain.view(in_flight)),
-        })
+        }
     }
 }

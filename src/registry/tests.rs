@@ -94,7 +94,8 @@ impl Fleet {
     }
 
     fn view(&self, now: Now, node: &str) -> NodeView {
-        self.0.view(now, &id(node), |_| 0).expect("registered")
+        let known = self.0.node(&id(node)).expect("known");
+        known.view(now, &id(node), |_| 0)
     }
 }
 
@@ -158,10 +159,8 @@ fn drain_survives_heartbeats_registration_and_departure_and_only_undrain_or_forg
         forget,
     };
     f.order(at(6), &leave(false)).expect("leaves");
-    assert!(
-        f.0.view(at(6), &id("n1"), |_| 0).is_none(),
-        "it has left the list"
-    );
+    assert!(f.0.node(&id("n1")).expect("kept").record.departed);
+    assert!(!f.view(at(6), "n1").schedulable);
     assert!(f.0.beat(at(7), &id("n1"), beat_body(None, None)).is_err());
     f.register(at(8), "n1");
     f.beat(at(9), "n1");
@@ -328,7 +327,7 @@ fn after_a_restart_nodes_keep_their_word_and_are_suspect_until_heard_or_until_th
     let descriptor = beat_body(None, None).pools[0].descriptor();
     let restored = |name: &str, beaten, offline| Restored {
         node_id: id(name),
-        record: Some(record.clone()),
+        record: record.clone(),
         drain: None,
         beaten,
         offline,

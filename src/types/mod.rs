@@ -17,7 +17,7 @@ pub use ids::{IdError, NodeId, PoolId, RESERVED_NODE_IDS, check_model_id};
 pub use node::{DrainState, DrainView, NodeStatus, NodeView, PoolStatusView};
 pub use pool::{EngineKind, PoolDescriptor, PoolState, PoolStatus, Sample};
 pub use time::{Millis, Mono, Now, UnixMs, parse_duration};
-pub use url::{HttpUrl, UrlError};
+pub use url::{HttpUrl, Origin, UrlError};
 pub use wire::{
     Availability, AvailableModel, Capabilities, DrainAck, DrainOrder, DrainRequest, EngineRef,
     FleetHold, Gpu, Health, HealthReason, HealthStatus, HeartbeatReply, HeartbeatRequest, NodeList,

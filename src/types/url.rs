@@ -9,6 +9,21 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct HttpUrl(Box<str>);
 
+/// The parts of an address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Whether TLS is spoken.
+    pub https: bool,
+    /// Host name or address, without the brackets of an IPv6 one.
+    pub host: String,
+    /// Port, the scheme's own when none is written.
+    pub port: u16,
+    /// `host:port` as a `Host` header carries it.
+    pub authority: String,
+    /// The path in front of what is asked for, without a closing slash; empty for most.
+    pub base_path: String,
+}
+
 /// Why a string is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
@@ -52,46 +67,24 @@ impl HttpUrl {
         &self.0
     }
 
-    fn parsed(&self) -> url::Url {
-        url::Url::parse(&self.0).expect("checked when it was made")
-    }
-
-    /// True for `https`.
+    /// Its parts, as a dialler needs them.
     #[must_use]
-    pub fn is_https(&self) -> bool {
-        self.parsed().scheme() == "https"
-    }
-
-    /// Host name or address, brackets around an IPv6 one left out.
-    #[must_use]
-    pub fn host(&self) -> String {
-        let host = self.parsed().host_str().unwrap_or_default().to_owned();
-        host.trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned()
-    }
-
-    /// Port, the scheme's own when none is written.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.parsed().port_or_known_default().unwrap_or(80)
-    }
-
-    /// `host:port` as a `Host` header carries it.
-    #[must_use]
-    pub fn authority(&self) -> String {
-        let url = self.parsed();
+    pub fn origin(&self) -> Origin {
+        let url = url::Url::parse(&self.0).expect("checked when it was made");
         let host = url.host_str().unwrap_or_default();
-        match url.port() {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
+        Origin {
+            https: url.scheme() == "https",
+            host: host
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .to_owned(),
+            port: url.port_or_known_default().unwrap_or(80),
+            authority: match url.port() {
+                Some(port) => format!("{host}:{port}"),
+                None => host.to_owned(),
+            },
+            base_path: url.path().trim_end_matches('/').to_owned(),
         }
-    }
-
-    /// The path in front of what is asked for, without a closing slash; empty for most.
-    #[must_use]
-    pub fn base_path(&self) -> String {
-        self.parsed().path().trim_end_matches('/').to_owned()
     }
 
     /// This address with `path` (which begins with a slash) added.
@@ -166,24 +159,23 @@ mod tests {
 
     #[test]
     fn the_parts_of_an_address_are_what_a_dialler_needs() {
-        let v6 = HttpUrl::new("http://[::1]:81/base/").expect("good");
+        let url = HttpUrl::new("http://[::1]:81/base/").expect("good");
+        assert_eq!(url.join("/x"), "http://[::1]:81/base/x");
+        let v6 = url.origin();
         assert_eq!(
-            (v6.host().as_str(), v6.port(), v6.authority().as_str()),
+            (v6.host.as_str(), v6.port, v6.authority.as_str()),
             ("::1", 81, "[::1]:81")
         );
-        assert_eq!(
-            (v6.base_path().as_str(), v6.join("/x").as_str()),
-            ("/base", "http://[::1]:81/base/x")
-        );
-        let plain = HttpUrl::new("https://gpu1.example").expect("good");
+        assert_eq!(v6.base_path, "/base");
+        let plain = HttpUrl::new("https://gpu1.example").expect("good").origin();
         assert_eq!(
             (
-                plain.port(),
-                plain.authority().as_str(),
-                plain.base_path().as_str()
+                plain.port,
+                plain.authority.as_str(),
+                plain.base_path.as_str()
             ),
             (443, "gpu1.example", "")
         );
-        assert!(plain.is_https());
+        assert!(plain.https);
     }
 }

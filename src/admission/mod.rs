@@ -1,0 +1,356 @@
+//! The shell round `dispatch`: one short lock, names resolved before it, waiters woken after it.
+//!
+//! Purpose: `acquire(model)` waits its turn and returns a [`Permit`] for a pool. Invariants: a permit gives its slots
+//! back exactly once, when it is dropped, for whatever reason; nothing is allocated by name and nobody is woken under
+//! the lock. Called by `gateway` (acquire) and by `control` (which pools there are, what their readings say).
+
+mod directory;
+mod permit;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::clock::Clock;
+use crate::dispatch::{self, Dispatch, Grant, ModelIx, Offer, PoolCounts, PoolIx, Ticket, Verdict};
+use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
+
+pub use crate::dispatch::Settings;
+pub use directory::{ModelView, PoolRoute, Upstream};
+pub use permit::Permit;
+
+use directory::Directory;
+
+/// Why a request gets no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// As many wait as may.
+    #[error("the queue of this model is full")]
+    QueueFull {
+        /// When a place is likely to be free.
+        retry_after_ms: Millis,
+    },
+    /// It waited as long as it may.
+    #[error("no slot became free in time")]
+    QueueTimeout,
+    /// No pool of its model may serve soon.
+    #[error("no pool serves this model now")]
+    NoReadyPool,
+    /// The process is stopping.
+    #[error("the server is stopping")]
+    ShuttingDown,
+}
+
+type Outcome = Result<Permit, Refused>;
+
+struct State {
+    dispatch: Dispatch,
+    waiters: HashMap<Ticket, oneshot::Sender<Outcome>>,
+    /// By `PoolIx`.
+    upstreams: Vec<Arc<Upstream>>,
+    verdicts: Vec<(Ticket, Verdict)>,
+    /// When the driver wakes next.
+    armed: Option<Mono>,
+    closed: bool,
+}
+
+/// Who may use which engine now. Shared by every thread that serves.
+pub struct Admission {
+    clock: Clock,
+    settings: Settings,
+    state: Mutex<State>,
+    directory: RwLock<Directory>,
+    rearm: Notify,
+}
+
+/// A request in line: its place, kept through retries.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask {
+    /// For which model.
+    pub model: ModelIx,
+    /// How many slots.
+    pub weight: u32,
+    /// The number it got on its first try.
+    pub ticket: Option<Ticket>,
+    /// A pool to leave out while another has room.
+    pub avoid: Option<PoolIx>,
+}
+
+impl Admission {
+    /// No pools, nobody waiting.
+    #[must_use]
+    pub fn new(clock: Clock, settings: Settings) -> Arc<Self> {
+        let state = State {
+            dispatch: Dispatch::new(settings),
+            waiters: HashMap::new(),
+            upstreams: Vec::new(),
+            verdicts: Vec::new(),
+            armed: None,
+            closed: false,
+        };
+        Arc::new(Self {
+            clock,
+            settings,
+            state: Mutex::new(state),
+            directory: RwLock::new(Directory::default()),
+            rearm: Notify::new(),
+        })
+    }
+
+    /// Runs `change` under the lock, then gives out what became free and wakes, outside the lock, whom it concerns.
+    fn locked<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, Mono) -> T) -> T {
+        let now = self.clock.now();
+        let mut deliveries = Vec::new();
+        let (result, rearm) = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = change(&mut state, now);
+            let mut verdicts = std::mem::take(&mut state.verdicts);
+            state.dispatch.pump(now, &mut verdicts);
+            for (ticket, verdict) in verdicts.drain(..) {
+                deliveries.push((
+                    state.waiters.remove(&ticket),
+                    self.outcome(&state, ticket, verdict),
+                ));
+            }
+            state.verdicts = verdicts;
+            let next = state.dispatch.next_deadline();
+            let earlier = next.is_some_and(|next| state.armed.is_none_or(|armed| next < armed));
+            if earlier {
+                state.armed = next;
+            }
+            (result, earlier)
+        };
+        for (waiter, outcome) in deliveries {
+            // Whoever left meanwhile drops its permit here, and with it gives the slots to the next.
+            match waiter {
+                Some(waiter) => drop(waiter.send(outcome)),
+                None => drop(outcome),
+            }
+        }
+        if rearm {
+            self.rearm.notify_one();
+        }
+        result
+    }
+
+    fn outcome(self: &Arc<Self>, state: &State, ticket: Ticket, verdict: Verdict) -> Outcome {
+        match verdict {
+            Verdict::Granted(grant) => Ok(self.permit(state, ticket, grant)),
+            Verdict::QueueTimeout => Err(Refused::QueueTimeout),
+            Verdict::NoReadyPool => Err(Refused::NoReadyPool),
+        }
+    }
+
+    fn permit(self: &Arc<Self>, state: &State, ticket: Ticket, grant: Grant) -> Permit {
+        Permit::new(
+            Arc::clone(self),
+            Arc::clone(&state.upstreams[grant.pool.0 as usize]),
+            ticket,
+            grant,
+        )
+    }
+
+    /// Waits for slots. Dropping the future gives the place in line up at once.
+    ///
+    /// # Errors
+    /// Why it gets none.
+    pub async fn acquire(self: &Arc<Self>, ask: Ask) -> Outcome {
+        let offered = self.locked(|state, now| {
+            if state.closed {
+                return Err(Refused::ShuttingDown);
+            }
+            let ticket = ask.ticket.unwrap_or_else(|| state.dispatch.arrive());
+            match state
+                .dispatch
+                .offer(now, ticket, ask.model, ask.weight, ask.avoid)
+            {
+                Offer::Granted(grant) => Ok(Ok(self.permit(state, ticket, grant))),
+                Offer::Full { retry_after_ms } => Err(Refused::QueueFull { retry_after_ms }),
+                Offer::Queued => {
+                    let (waiter, outcome) = oneshot::channel();
+                    state.waiters.insert(ticket, waiter);
+                    Ok(Err((ticket, outcome)))
+                }
+            }
+        });
+        let (ticket, outcome) = match offered? {
+            Ok(permit) => return Ok(permit),
+            Err(queued) => queued,
+        };
+        let place = Place {
+            admission: self,
+            model: ask.model,
+            ticket,
+        };
+        let outcome = outcome.await.unwrap_or(Err(Refused::ShuttingDown));
+        std::mem::forget(place);
+        outcome
+    }
+
+    /// Fires what ends by itself: waits, quarantines, ejections. Runs until the process ends.
+    pub async fn drive(self: Arc<Self>) {
+        loop {
+            let armed = self
+                .state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .armed;
+            match armed {
+                None => self.rearm.notified().await,
+                Some(at) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(self.clock.instant(at)) => {}
+                        () = self.rearm.notified() => continue,
+                    }
+                    self.locked(|state, now| {
+                        let mut verdicts = std::mem::take(&mut state.verdicts);
+                        state.dispatch.expire(now, &mut verdicts);
+                        state.verdicts = verdicts;
+                        state.armed = None;
+                    });
+                }
+            }
+        }
+    }
+
+    /// Refuses everybody from now on, those who wait included.
+    pub fn close(self: &Arc<Self>) {
+        let waiters = self.locked(|state, _| {
+            state.closed = true;
+            std::mem::take(&mut state.waiters)
+        });
+        for (_, waiter) in waiters {
+            drop(waiter.send(Err(Refused::ShuttingDown)));
+        }
+    }
+
+    fn give_back(self: &Arc<Self>, grant: Grant, quarantine_ms: Option<Millis>) {
+        self.locked(|state, now| match quarantine_ms {
+            None => state.dispatch.release(now, grant),
+            Some(ms) => state.dispatch.quarantine(now, grant, now.plus(ms)),
+        });
+    }
+
+    fn eject(self: &Arc<Self>, pool: PoolIx) {
+        self.locked(|state, now| state.dispatch.eject(now, pool));
+    }
+
+    fn vindicate(self: &Arc<Self>, pool: PoolIx) {
+        self.locked(|state, now| state.dispatch.vindicate(now, pool));
+    }
+
+    /// A node's pools, as they are to be routed from now on. Running requests of a pool that is gone end by themselves.
+    pub fn set_node(self: &Arc<Self>, node_id: &NodeId, routes: &[PoolRoute]) {
+        let mut directory = self
+            .directory
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.locked(|state, now| directory.set_node(state, now, node_id, routes));
+    }
+
+    /// Readings of a node's engines.
+    pub fn observe<'a>(
+        self: &Arc<Self>,
+        node_id: &NodeId,
+        samples: impl Iterator<Item = (&'a PoolId, Sample)>,
+    ) {
+        let directory = self
+            .directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(node) = directory.node(node_id) else {
+            return;
+        };
+        self.locked(|state, now| {
+            for (pool_id, sample) in samples {
+                if let Some(upstream) = node.pool(pool_id) {
+                    state.dispatch.observe(now, upstream.ix, sample);
+                }
+            }
+        });
+    }
+
+    /// The number under which a known model is scheduled.
+    #[must_use]
+    pub fn model(&self, name: &str) -> Option<ModelIx> {
+        self.directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .model(name)
+    }
+
+    /// Every known model, sorted by name.
+    #[must_use]
+    pub fn models(&self) -> Vec<ModelView> {
+        let directory = self
+            .directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        directory.models(&state, self.clock.now())
+    }
+
+    /// A node's pools and their numbers.
+    #[must_use]
+    pub fn counts(&self, node_id: &NodeId) -> Vec<(PoolId, PoolCounts)> {
+        let directory = self
+            .directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(node) = directory.node(node_id) else {
+            return Vec::new();
+        };
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        node.pools()
+            .map(|u| (u.pool_id.clone(), state.dispatch.counts(now, u.ix)))
+            .collect()
+    }
+
+    /// Requests that run on a node, those on pools that are gone included.
+    #[must_use]
+    pub fn running(&self, node_id: &NodeId) -> u32 {
+        let directory = self
+            .directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        directory.running(&state, self.clock.now(), node_id)
+    }
+
+    /// Requests that wait for a model.
+    #[must_use]
+    pub fn waiting(&self, model: ModelIx) -> usize {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .dispatch
+            .waiting(model)
+    }
+
+    /// The periods and bounds in force.
+    #[must_use]
+    pub fn settings(&self) -> dispatch::Settings {
+        self.settings
+    }
+}
+
+/// A place in line, given up when it is dropped.
+struct Place<'a> {
+    admission: &'a Arc<Admission>,
+    model: ModelIx,
+    ticket: Ticket,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.admission.locked(|state, _| {
+            state.waiters.remove(&self.ticket);
+            state.dispatch.cancel(self.model, self.ticket);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

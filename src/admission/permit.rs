@@ -1,0 +1,105 @@
+//! The right to use slots of one pool.
+
+use std::sync::Arc;
+
+use crate::dispatch::{Grant, PoolIx, Ticket};
+use crate::types::Millis;
+
+use super::{Admission, Upstream};
+
+/// How long the slot of a request whose connection was closed early counts as busy without the engine's word: the
+/// engine frees it at its next token, in prefill only after the batch it computes (contract §3; measured up to 10 s).
+const QUARANTINE_STREAMING_MS: Millis = 1_000;
+const QUARANTINE_PREFILL_MS: Millis = 15_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The engine knows nothing of it.
+    Unused,
+    /// The request is on its way or being read.
+    Sent,
+    /// The engine has begun to answer.
+    Answering,
+    /// The answer has ended.
+    Done,
+}
+
+/// Slots of one pool. Dropping it gives them back: at once when the engine has finished with them, after a quarantine
+/// when the connection was closed early.
+pub struct Permit {
+    admission: Arc<Admission>,
+    upstream: Arc<Upstream>,
+    ticket: Ticket,
+    grant: Grant,
+    phase: Phase,
+}
+
+impl Permit {
+    pub(super) fn new(
+        admission: Arc<Admission>,
+        upstream: Arc<Upstream>,
+        ticket: Ticket,
+        grant: Grant,
+    ) -> Self {
+        Self {
+            admission,
+            upstream,
+            ticket,
+            grant,
+            phase: Phase::Unused,
+        }
+    }
+
+    /// Where to dial.
+    #[must_use]
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
+    /// The pool, for [`Ask::avoid`](super::Ask::avoid).
+    #[must_use]
+    pub fn pool(&self) -> PoolIx {
+        self.grant.pool
+    }
+
+    /// The request's place in line, for [`Ask::ticket`](super::Ask::ticket).
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// The request goes out.
+    pub fn sent(&mut self) {
+        self.phase = Phase::Sent;
+    }
+
+    /// The pool refused the connection: it is left out for a while, and nothing of the request is there.
+    pub fn refused(&mut self) {
+        self.phase = Phase::Unused;
+        self.admission.eject(self.grant.pool);
+    }
+
+    /// The first bytes of an answer came.
+    pub fn answering(&mut self) {
+        self.phase = Phase::Answering;
+        if self.grant.probation {
+            self.admission.vindicate(self.grant.pool);
+        }
+    }
+
+    /// The answer has ended, or the connection broke: the engine has finished with it.
+    pub fn done(&mut self) {
+        self.phase = Phase::Done;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let quarantine_ms = match self.phase {
+            Phase::Unused | Phase::Done => None,
+            Phase::Sent => Some(QUARANTINE_PREFILL_MS),
+            Phase::Answering => Some(QUARANTINE_STREAMING_MS),
+        };
+        self.admission.give_back(self.grant, quarantine_ms);
+    }
+}

@@ -1,0 +1,152 @@
+use std::time::Duration;
+
+use super::*;
+use crate::types::PoolState;
+
+const SETTINGS: Settings = Settings {
+    queue_capacity: 2,
+    queue_timeout_ms: 10_000,
+    no_pool_wait_ms: 5_000,
+    sample_ttl_ms: 20_000,
+};
+
+fn route(pool: &str, slots: u32) -> PoolRoute {
+    PoolRoute {
+        pool_id: PoolId::new(pool).expect("good"),
+        url: format!("http://127.0.0.1:1/{pool}").parse().expect("good"),
+        models: vec!["m".into()],
+        accepting: true,
+        prospective: true,
+        suspect: false,
+        slots_total: slots,
+        n_ctx: Some(2048),
+        state: PoolState::Ready,
+    }
+}
+
+fn node() -> NodeId {
+    NodeId::new("n1").expect("good")
+}
+
+fn start(slots: u32) -> (Arc<Admission>, Ask) {
+    let admission = Admission::new(Clock::new(), SETTINGS);
+    tokio::spawn(Arc::clone(&admission).drive());
+    admission.set_node(&node(), &[route("p", slots)]);
+    let model = admission.model("m").expect("known");
+    (
+        admission,
+        Ask {
+            model,
+            weight: 1,
+            ticket: None,
+            avoid: None,
+        },
+    )
+}
+
+fn wait_for(admission: &Arc<Admission>, ask: Ask) -> tokio::task::JoinHandle<Outcome> {
+    let admission = Arc::clone(admission);
+    tokio::spawn(async move { admission.acquire(ask).await })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_permit_goes_to_whoever_waits() {
+    let (admission, ask) = start(1);
+    let first = admission.acquire(ask).await.expect("a slot is free");
+    let second = wait_for(&admission, ask);
+    tokio::task::yield_now().await;
+    assert_eq!(admission.waiting(ask.model), 1);
+    drop(first);
+    let second = second.await.expect("ran").expect("granted");
+    assert_eq!(admission.running(&node()), 1);
+    drop(second);
+    assert_eq!(admission.running(&node()), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_stops_waiting_leaves_the_line_and_loses_no_slot() {
+    let (admission, ask) = start(1);
+    let first = admission.acquire(ask).await.expect("a slot is free");
+    let second = wait_for(&admission, ask);
+    let third = wait_for(&admission, ask);
+    tokio::task::yield_now().await;
+    assert_eq!(
+        admission.acquire(ask).await.err(),
+        Some(Refused::QueueFull {
+            retry_after_ms: 60_000
+        })
+    );
+    second.abort();
+    assert!(second.await.is_err());
+    assert_eq!(admission.waiting(ask.model), 1);
+    drop(first);
+    drop(third.await.expect("ran").expect("granted"));
+    assert_eq!(admission.counts(&node())[0].1.slots_free, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_early_close_holds_the_slot_for_as_long_as_the_engine_may_need() {
+    let (admission, ask) = start(1);
+    let mut permit = admission.acquire(ask).await.expect("a slot is free");
+    permit.sent();
+    permit.answering();
+    let closed = tokio::time::Instant::now();
+    drop(permit);
+    let mut permit = admission
+        .acquire(ask)
+        .await
+        .expect("granted after the quarantine");
+    assert_eq!(closed.elapsed(), Duration::from_secs(1));
+    permit.sent();
+    permit.answering();
+    permit.done();
+    let closed = tokio::time::Instant::now();
+    drop(permit);
+    drop(admission.acquire(ask).await.expect("granted"));
+    assert_eq!(
+        closed.elapsed(),
+        Duration::ZERO,
+        "an answer that ended is finished with"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_end_in_time_and_at_the_close() {
+    let (admission, ask) = start(1);
+    let _held = admission.acquire(ask).await.expect("a slot is free");
+    let began = tokio::time::Instant::now();
+    assert_eq!(
+        admission.acquire(ask).await.err(),
+        Some(Refused::QueueTimeout)
+    );
+    assert_eq!(began.elapsed(), Duration::from_secs(10));
+    let waiting = wait_for(&admission, ask);
+    tokio::task::yield_now().await;
+    admission.close();
+    assert_eq!(
+        waiting.await.expect("ran").err(),
+        Some(Refused::ShuttingDown)
+    );
+    assert_eq!(
+        admission.acquire(ask).await.err(),
+        Some(Refused::ShuttingDown)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_goes_is_counted_until_its_requests_have_ended_and_its_model_is_forgotten() {
+    let (admission, ask) = start(2);
+    let permit = admission.acquire(ask).await.expect("a slot is free");
+    admission.set_node(&node(), &[]);
+    assert_eq!(admission.model("m"), None);
+    assert_eq!(admission.running(&node()), 1);
+    assert!(admission.counts(&node()).is_empty());
+    drop(permit);
+    assert_eq!(admission.running(&node()), 0);
+    admission.set_node(&node(), &[route("p", 3), route("q", 1)]);
+    let views = admission.models();
+    assert_eq!(
+        (views.len(), views[0].slots, views[0].n_ctx),
+        (1, 4, Some((2048, 2048)))
+    );
+}

@@ -1,0 +1,310 @@
+//! The one lane of intent: orders are decided in the order they came, persisted together, committed together.
+//!
+//! A thread, not a task: it waits for a disk. A batch holds at most one order per node, so every order is decided on
+//! exactly what it will be committed to.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use crate::registry::{Change, Edit, Intent};
+use crate::store::{Observed, Store, Write};
+use crate::types::{Mono, NodeId};
+
+use super::{Control, ControlError, Done};
+
+/// Orders that are persisted in one transaction at most (DESIGN: one lane for intent).
+const BATCH: usize = 256;
+/// How long observed changes may wait to be written together (contract §1.2, rule 5).
+const COALESCE_MS: u64 = 1_000;
+
+pub(super) type Reply = oneshot::Sender<Result<Done, ControlError>>;
+
+pub(super) enum Order {
+    Intent(Intent, Reply),
+    /// There is something to write behind.
+    Observed,
+    Stop,
+}
+
+struct Lane {
+    control: Arc<Control>,
+    inbox: Receiver<Order>,
+    waiting: VecDeque<(Intent, Reply)>,
+    store: Box<dyn Store>,
+    revision: u64,
+    /// When observed changes are to be written.
+    flush_at: Option<Mono>,
+    stopping: bool,
+}
+
+pub(super) fn spawn(
+    control: Arc<Control>,
+    inbox: Receiver<Order>,
+    store: Box<dyn Store>,
+    revision: u64,
+) -> JoinHandle<()> {
+    let lane = Lane {
+        control,
+        inbox,
+        waiting: VecDeque::new(),
+        store,
+        revision,
+        flush_at: None,
+        stopping: false,
+    };
+    std::thread::Builder::new()
+        .name("orchd-lane".to_owned())
+        .spawn(move || lane.run())
+        .expect("a thread can be started at the start of the process")
+}
+
+impl Lane {
+    fn run(mut self) {
+        while !self.stopping || !self.waiting.is_empty() {
+            self.receive();
+            let batch = self.next_batch();
+            if !batch.is_empty() {
+                self.carry_out(batch);
+            }
+            if self
+                .flush_at
+                .is_some_and(|at| at <= self.control.clock.now())
+            {
+                self.flush();
+            }
+        }
+        self.flush();
+    }
+
+    /// Takes what has come, and waits for something when there is nothing to do.
+    fn receive(&mut self) {
+        if self.waiting.is_empty() && !self.stopping {
+            let first = match self.flush_at {
+                None => self
+                    .inbox
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => {
+                    let left = Duration::from_millis(at.since(self.control.clock.now()));
+                    self.inbox.recv_timeout(left)
+                }
+            };
+            match first {
+                Ok(order) => self.take(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.stopping = true,
+            }
+        }
+        while let Ok(order) = self.inbox.try_recv() {
+            self.take(order);
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Intent(intent, reply) => self.waiting.push_back((intent, reply)),
+            Order::Observed => {
+                let at = self.control.clock.now().plus(COALESCE_MS);
+                self.flush_at.get_or_insert(at);
+            }
+            Order::Stop => self.stopping = true,
+        }
+    }
+
+    /// The next orders, up to the second one about the same node.
+    fn next_batch(&mut self) -> Vec<(Intent, Reply)> {
+        let mut names: BTreeSet<NodeId> = BTreeSet::new();
+        let mut batch = Vec::new();
+        while let Some((intent, _)) = self.waiting.front() {
+            if batch.len() == BATCH || !names.insert(intent.node_id().clone()) {
+                break;
+            }
+            batch.extend(self.waiting.pop_front());
+        }
+        batch
+    }
+
+    fn carry_out(&mut self, batch: Vec<(Intent, Reply)>) {
+        let mut decided: Vec<(Intent, Change, Reply)> = Vec::with_capacity(batch.len());
+        {
+            let registry = self.control.registry();
+            let now = self.control.clock.both();
+            for (mut intent, reply) in batch {
+                if let Intent::Drain {
+                    node_id, running, ..
+                } = &mut intent
+                {
+                    *running = self.control.admission.running(node_id);
+                }
+                match registry.decide(now, &intent) {
+                    Ok(change) => decided.push((intent, change, reply)),
+                    Err(refusal) => answer(reply, Err(refusal.into())),
+                }
+            }
+        }
+        let writes: Vec<Write> = decided
+            .iter()
+            .flat_map(|(_, change, _)| writes(change))
+            .collect();
+        let mut stored = Ok(());
+        if !writes.is_empty() {
+            stored = self
+                .store
+                .apply(&writes, self.revision)
+                .map(|revision| self.revision = revision);
+        }
+        if let Err(e) = &stored {
+            error!(error = %e, orders = decided.len(), "the store did not take a batch");
+        }
+        for (intent, change, reply) in decided {
+            let durable = stored.is_ok() || !change.is_durable();
+            match &stored {
+                Err(e) if !durable && !self.goes_on_from_memory(&intent) => {
+                    answer(reply, Err(ControlError::Store(e.to_string())));
+                }
+                _ => {
+                    let done = self.commit(&intent, change, durable);
+                    answer(reply, done);
+                }
+            }
+        }
+    }
+
+    /// Without a working store, nodes that are known go on describing themselves.
+    fn goes_on_from_memory(&self, intent: &Intent) -> bool {
+        let Intent::Register(request) = intent else {
+            return false;
+        };
+        let registry = self.control.registry();
+        registry.node(&request.node_id).is_some_and(|node| {
+            !node.record.departed && node.record.machine_id == request.machine()
+        })
+    }
+
+    fn commit(&self, intent: &Intent, change: Change, durable: bool) -> Result<Done, ControlError> {
+        let node_id = change.node_id.clone();
+        let changed = change.is_durable();
+        let control = &self.control;
+        let mut registry = control.registry();
+        let now = control.clock.both();
+        let gone = registry.node(&node_id).cloned();
+        registry.commit(now, change);
+        control.publish(&registry, &node_id);
+        control.settle(&mut registry, &node_id);
+        let node = match (registry.node(&node_id), gone) {
+            (Some(node), _) => node.clone(),
+            // It went with this order: shown as it was, without what was asked of it.
+            (None, Some(mut gone)) => {
+                gone.drain = None;
+                gone
+            }
+            (None, None) => return Err(ControlError::Stopping),
+        };
+        let view = control.show(now, &node_id, &node);
+        drop(registry);
+        if changed {
+            log(intent, &view);
+        }
+        Ok(Done { view, durable })
+    }
+
+    /// Writes what was observed of the nodes that changed.
+    fn flush(&mut self) {
+        self.flush_at = None;
+        let names = std::mem::take(
+            &mut *self
+                .control
+                .unwritten
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        let batch: Vec<Write> = {
+            let registry = self.control.registry();
+            let observed = |node_id: NodeId| {
+                let node = registry
+                    .node(&node_id)
+                    .filter(|node| !node.record.departed)?;
+                let observed = Observed {
+                    beaten: node.live.beaten,
+                    offline: node.live.offline,
+                    pools: node
+                        .pools
+                        .iter()
+                        .map(crate::types::PoolStatus::descriptor)
+                        .collect(),
+                };
+                Some(Write::Observed(node_id, Some(observed)))
+            };
+            names.into_iter().filter_map(observed).collect()
+        };
+        if batch.is_empty() {
+            return;
+        }
+        match self.store.apply(&batch, self.revision) {
+            Ok(revision) => self.revision = revision,
+            Err(e) => {
+                warn!(error = %e, "what was observed of the fleet could not be written; will try again");
+                let mut unwritten = self
+                    .control
+                    .unwritten
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                unwritten.extend(batch.into_iter().map(|write| match write {
+                    Write::Record(id, _) | Write::Drain(id, _) | Write::Observed(id, _) => id,
+                }));
+                self.flush_at = Some(self.control.clock.now().plus(COALESCE_MS));
+            }
+        }
+    }
+}
+
+/// Whoever asked may have left; what was done stays done.
+fn answer(reply: Reply, result: Result<Done, ControlError>) {
+    drop(reply.send(result));
+}
+
+fn writes(change: &Change) -> Vec<Write> {
+    let id = || change.node_id.clone();
+    let mut writes = Vec::new();
+    let gone = matches!(change.record, Edit::Clear);
+    match &change.record {
+        Edit::Keep => {}
+        Edit::Set(record) => writes.push(Write::Record(id(), Some(record.clone()))),
+        Edit::Clear => writes.push(Write::Record(id(), None)),
+    }
+    match &change.drain {
+        Edit::Keep => {}
+        Edit::Set(drain) => writes.push(Write::Drain(id(), Some(drain.clone()))),
+        Edit::Clear => writes.push(Write::Drain(id(), None)),
+    }
+    let ended = matches!(&change.record, Edit::Set(record) if record.departed);
+    if gone || ended || change.fresh_instance {
+        writes.push(Write::Observed(id(), None));
+    }
+    writes
+}
+
+fn log(intent: &Intent, view: &crate::types::NodeView) {
+    let node_id = intent.node_id().as_str();
+    match intent {
+        Intent::Register(_) => info!(node_id, machine_id = view.machine_id, "node registered"),
+        Intent::Deregister { forget, .. } => info!(node_id, forget, "node left"),
+        Intent::Drain { .. } => {
+            let drain = view.drain.as_ref();
+            let reason = drain
+                .and_then(|d| d.reason.as_deref())
+                .unwrap_or("none given");
+            let by = drain
+                .and_then(|d| d.requested_by.as_deref())
+                .unwrap_or("somebody");
+            info!(node_id, reason, by, "drain asked for");
+        }
+        Intent::Undrain { .. } => info!(node_id, "drain ended"),
+    }
+}

@@ -1,0 +1,441 @@
+//! decide → persist → commit → publish, for everything that happens to the fleet.
+//!
+//! Purpose: the one owner of the registry. Invariants: intent is persisted before it is committed, and committed before
+//! it is acknowledged; what is committed is routed by in the same breath; heartbeats write nothing to disk; the profile
+//! is data (HOME is a fleet of the one implicit node `local` with a store in memory). Called by `api`, `server` and the
+//! probers it starts.
+
+mod lane;
+mod views;
+
+use std::collections::BTreeSet;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tracing::info;
+
+use crate::admission::{Admission, PoolRoute};
+use crate::clock::Clock;
+use crate::registry::{self, Intent, Moved, Node, Refusal, Registry};
+use crate::store::{Store, StoreError};
+use crate::types::{
+    DrainRequest, HeartbeatReply, HeartbeatRequest, Millis, NodeId, NodeStatus, NodeView, PoolId,
+    PoolState, RegisterReply, RegisterRequest, Sample,
+};
+
+use lane::Order;
+
+pub use views::NodeFilter;
+
+/// Periods of the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Silence after which a node is Offline.
+    pub node_timeout_ms: Millis,
+    /// What agents are told to beat at.
+    pub heartbeat_interval_ms: Millis,
+    /// How often the fleet is looked through even if nothing is due.
+    pub stale_check_interval_ms: Millis,
+    /// How long after a start nodes that were alive before it may stay unheard.
+    pub restart_grace_ms: Millis,
+}
+
+/// A wake-up later than this means that the process was stopped (a suspended laptop, SIGSTOP), not merely busy.
+const PAUSE_MS: Millis = 1_000;
+/// How often a drain that is not done is looked at.
+const DRAIN_POLL_MS: Millis = 100;
+
+/// Why an order is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// The registry says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The store cannot take it; nothing was applied.
+    #[error(
+        "the change could not be stored, so it was not made: {0}; try again when the store can be written"
+    )]
+    Store(String),
+    /// The process is stopping.
+    #[error("the control plane is stopping; try again in a moment")]
+    Stopping,
+}
+
+/// What an order left behind.
+#[derive(Debug, Clone)]
+struct Done {
+    /// The node as it is now, or as it was when it went.
+    view: NodeView,
+    /// Whether it is on disk.
+    durable: bool,
+}
+
+/// The control plane.
+pub struct Control {
+    clock: Clock,
+    settings: Settings,
+    admission: Arc<Admission>,
+    registry: Mutex<Registry>,
+    orders: Mutex<Sender<Order>>,
+    lane: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Nodes whose observed part is to be written behind.
+    unwritten: Mutex<BTreeSet<NodeId>>,
+    /// The reaper has something new to look at.
+    nudge: Notify,
+}
+
+impl Control {
+    /// Reads the store, gives every node its word back, and starts the lane that writes.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn start(
+        clock: Clock,
+        settings: Settings,
+        admission: Arc<Admission>,
+        mut store: Box<dyn Store>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let loaded = store.load()?;
+        let registry_settings = registry::Settings {
+            node_timeout_ms: settings.node_timeout_ms,
+            restart_grace_ms: settings.restart_grace_ms,
+        };
+        let names: Vec<NodeId> = loaded
+            .nodes
+            .iter()
+            .map(|node| node.node_id.clone())
+            .collect();
+        let registry = Registry::restore(registry_settings, clock.both(), loaded.nodes);
+        let (orders, inbox) = mpsc::channel();
+        let control = Arc::new(Self {
+            clock,
+            settings,
+            admission,
+            registry: Mutex::new(registry),
+            orders: Mutex::new(orders),
+            lane: Mutex::new(None),
+            unwritten: Mutex::new(BTreeSet::new()),
+            nudge: Notify::new(),
+        });
+        {
+            let registry = control.registry();
+            for node_id in &names {
+                control.publish(&registry, node_id);
+            }
+        }
+        let lane = lane::spawn(Arc::clone(&control), inbox, store, loaded.revision);
+        *control.lane.lock().unwrap_or_else(PoisonError::into_inner) = Some(lane);
+        Ok(control)
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, order: Order) -> Result<(), ControlError> {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.send(order).map_err(|_| ControlError::Stopping)
+    }
+
+    async fn order(&self, intent: Intent) -> Result<Done, ControlError> {
+        let (reply, done) = oneshot::channel();
+        self.send(Order::Intent(intent, reply))?;
+        done.await.unwrap_or(Err(ControlError::Stopping))
+    }
+
+    /// A node appears, or describes itself again.
+    ///
+    /// # Errors
+    /// Another live machine holds the name; a new node cannot be stored.
+    pub async fn register(&self, request: RegisterRequest) -> Result<RegisterReply, ControlError> {
+        let node_id = request.node_id.clone();
+        let done = self.order(Intent::Register(Box::new(request))).await?;
+        Ok(RegisterReply {
+            success: true,
+            message: format!("node {node_id} is registered"),
+            node_id,
+            heartbeat_interval_ms: self.settings.heartbeat_interval_ms,
+            node_timeout_ms: self.settings.node_timeout_ms,
+            durable: done.durable,
+        })
+    }
+
+    /// A node leaves. What an operator asked of it stays, unless `forget`.
+    ///
+    /// # Errors
+    /// Nothing is known of it; another agent process has taken its place; it cannot be stored.
+    pub async fn deregister(
+        &self,
+        node_id: NodeId,
+        instance_id: Option<String>,
+        forget: bool,
+    ) -> Result<(), ControlError> {
+        self.order(Intent::Deregister {
+            node_id,
+            instance_id,
+            forget,
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// No new requests to a node from the moment this returns.
+    ///
+    /// # Errors
+    /// Nothing is known of it; it cannot be stored.
+    pub async fn drain(
+        &self,
+        node_id: NodeId,
+        request: DrainRequest,
+    ) -> Result<NodeView, ControlError> {
+        let drain_id = random_id();
+        // The lane counts what runs at the moment it decides.
+        let intent = Intent::Drain {
+            node_id,
+            request,
+            drain_id,
+            running: 0,
+        };
+        let done = self.order(intent).await?;
+        self.nudge.notify_one();
+        Ok(done.view)
+    }
+
+    /// The end of a drain, also when there was none.
+    ///
+    /// # Errors
+    /// Nothing is known of it; it cannot be stored.
+    pub async fn undrain(&self, node_id: NodeId) -> Result<NodeView, ControlError> {
+        self.order(Intent::Undrain { node_id })
+            .await
+            .map(|done| done.view)
+    }
+
+    /// Takes a heartbeat.
+    ///
+    /// # Errors
+    /// It is not registered; another agent process has taken its place.
+    pub fn beat(
+        &self,
+        node_id: &NodeId,
+        request: HeartbeatRequest,
+    ) -> Result<HeartbeatReply, ControlError> {
+        let samples: Vec<(PoolId, Sample)> = request
+            .pools
+            .iter()
+            .filter_map(|p| p.sample().map(|s| (p.pool_id.clone(), s)))
+            .collect();
+        self.hear(node_id, request, &samples)
+    }
+
+    /// Takes a report on a node whose engines are probed by this process: all pools as they are, and the readings that
+    /// are new.
+    ///
+    /// # Errors
+    /// As [`beat`](Self::beat).
+    pub fn report(
+        &self,
+        node_id: &NodeId,
+        pools: Vec<crate::types::PoolStatus>,
+        fresh: &[(PoolId, Sample)],
+    ) -> Result<(), ControlError> {
+        let request = HeartbeatRequest {
+            timestamp: None,
+            pools,
+            instance_id: None,
+            seq: None,
+            health: None,
+            drain_ack: None,
+        };
+        self.hear(node_id, request, fresh).map(|_| ())
+    }
+
+    fn hear(
+        &self,
+        node_id: &NodeId,
+        request: HeartbeatRequest,
+        samples: &[(PoolId, Sample)],
+    ) -> Result<HeartbeatReply, ControlError> {
+        let mut registry = self.registry();
+        let beat = registry.beat(self.clock.both(), node_id, request)?;
+        if beat.routes_changed {
+            self.publish(&registry, node_id);
+        }
+        if beat.counted {
+            self.admission.observe(
+                node_id,
+                samples.iter().map(|(pool_id, sample)| (pool_id, *sample)),
+            );
+        }
+        if beat.descriptors_changed || beat.liveness_changed {
+            self.write_behind(node_id);
+        }
+        self.settle(&mut registry, node_id);
+        let node = registry.node(node_id).ok_or_else(|| Refusal::UnknownNode {
+            node_id: node_id.clone(),
+        })?;
+        let status = node.status();
+        if let Some(was) = beat.was {
+            log_move(node_id, was, status);
+        }
+        Ok(HeartbeatReply {
+            success: true,
+            next_heartbeat_ms: self.settings.heartbeat_interval_ms,
+            node_timeout_ms: self.settings.node_timeout_ms,
+            status,
+            drain: node.drain.as_ref().map(registry::Drain::order),
+        })
+    }
+
+    fn settle(&self, registry: &mut Registry, node_id: &NodeId) {
+        if registry.settle(node_id, self.admission.running(node_id)) {
+            info!(
+                node_id = node_id.as_str(),
+                "drained: nothing runs there any more"
+            );
+        }
+    }
+
+    fn write_behind(&self, node_id: &NodeId) {
+        let mut unwritten = self
+            .unwritten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let first = unwritten.is_empty();
+        unwritten.insert(node_id.clone());
+        drop(unwritten);
+        if first {
+            // A lane that has ended wrote everything when it did; what comes after it is this process's last breath.
+            let _ = self.send(Order::Observed);
+        }
+    }
+
+    /// Makes the gateway route by what the registry says now. Called with the registry locked, so that two changes
+    /// cannot arrive in the wrong order.
+    fn publish(&self, registry: &Registry, node_id: &NodeId) {
+        let routes = registry.node(node_id).map(routes).unwrap_or_default();
+        self.admission.set_node(node_id, &routes);
+    }
+
+    /// Finds silence, and ends drains. Runs until the process ends.
+    pub async fn reap(self: Arc<Self>) {
+        loop {
+            let (due, draining) = {
+                let registry = self.registry();
+                let now = self.clock.both();
+                let sweep = self
+                    .settings
+                    .stale_check_interval_ms
+                    .min(self.settings.node_timeout_ms);
+                let latest = now.mono.plus(sweep);
+                // One millisecond later than the lease ends: until then it is not yet longer than the timeout.
+                let due = registry
+                    .next_expiry(now)
+                    .map_or(latest, |at| at.plus(1).min(latest));
+                (due, registry.draining().next().is_some())
+            };
+            let due = if draining {
+                due.min(self.clock.now().plus(DRAIN_POLL_MS))
+            } else {
+                due
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(self.clock.instant(due)) => {}
+                () = self.nudge.notified() => {}
+            }
+            self.sweep(due);
+        }
+    }
+
+    /// Moves what silence has moved; `due` is when this was to happen.
+    fn sweep(&self, due: crate::types::Mono) {
+        let mut registry = self.registry();
+        let now = self.clock.both();
+        let late_ms = now.mono.since(due);
+        if late_ms > PAUSE_MS {
+            info!(
+                late_ms,
+                "this process was stopped for a while; every lease is moved by as much"
+            );
+            registry.paused(now, late_ms);
+        }
+        for Moved { node_id, from, to } in registry.expire(now) {
+            log_move(&node_id, from, to);
+            self.publish(&registry, &node_id);
+            self.write_behind(&node_id);
+        }
+        let draining: Vec<NodeId> = registry.draining().cloned().collect();
+        for node_id in draining {
+            self.settle(&mut registry, &node_id);
+        }
+    }
+
+    /// Writes what is still to be written and ends the lane. Orders are refused from now on. Blocks until it is done.
+    pub fn stop(&self) {
+        let lane = self
+            .lane
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(lane) = lane
+            && self.send(Order::Stop).is_ok()
+            && lane.join().is_err()
+        {
+            tracing::error!("the lane that writes the store ended in a panic");
+        }
+    }
+
+    /// How often agents beat.
+    #[must_use]
+    pub fn heartbeat_interval(&self) -> Duration {
+        Duration::from_millis(self.settings.heartbeat_interval_ms)
+    }
+}
+
+fn log_move(node_id: &NodeId, from: NodeStatus, to: NodeStatus) {
+    info!(
+        node_id = node_id.as_str(),
+        from = from.as_str(),
+        to = to.as_str(),
+        "node changed"
+    );
+}
+
+/// A node's pools as the gateway is to route them.
+fn routes(node: &Node) -> Vec<PoolRoute> {
+    let schedulable = node.schedulable();
+    // A node that is registering or suspect may serve soon; one that is draining or Offline will not.
+    let hopeful = matches!(node.status(), NodeStatus::Online | NodeStatus::Registering)
+        && !node.record.departed;
+    node.pools
+        .iter()
+        .filter_map(|pool| {
+            let may_serve = !matches!(
+                pool.state,
+                PoolState::Unreachable | PoolState::Misconfigured
+            ) && !pool.draining;
+            Some(PoolRoute {
+                pool_id: pool.pool_id.clone(),
+                url: node.pool_url(pool)?,
+                models: pool.models_available.clone(),
+                accepting: schedulable && pool.ready && !pool.draining,
+                prospective: hopeful && may_serve,
+                suspect: node.suspect(),
+                slots_total: pool.slots_total.unwrap_or(1),
+                n_ctx: pool.n_ctx,
+                state: pool.state,
+            })
+        })
+        .collect()
+}
+
+fn random_id() -> String {
+    let mut bytes = [0_u8; 8];
+    getrandom::fill(&mut bytes).expect("the system has randomness to give");
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! What the API shows: the registry's facts and admission's counts, put together at one moment.
+
+use std::collections::BTreeMap;
+
+use crate::dispatch::PoolCounts;
+use crate::registry::Node;
+use crate::types::{
+    Availability, AvailableModel, NodeId, NodeList, NodeStatus, NodeView, Now, PoolId, PoolList,
+    PoolView,
+};
+
+use super::Control;
+
+/// Which nodes a list is to hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeFilter {
+    /// Any of these words; all when empty.
+    pub status: Vec<NodeStatus>,
+    /// All of these labels.
+    pub labels: Vec<(String, String)>,
+    /// Those that left but still hold intent, instead of those that are registered.
+    pub departed: bool,
+    /// Names after this one.
+    pub after: Option<NodeId>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+impl Control {
+    pub(super) fn show(&self, now: Now, node_id: &NodeId, node: &Node) -> NodeView {
+        let counts = self.admission.counts(node_id);
+        let mut view = node.view(now, node_id, |pool| running(&counts, &pool.pool_id));
+        if let Some(drain) = &mut view.drain {
+            // Pools that are gone carry requests, too.
+            drain.in_flight = self.admission.running(node_id);
+        }
+        view
+    }
+
+    /// Registered nodes, sorted by name.
+    #[must_use]
+    pub fn nodes(&self, filter: &NodeFilter) -> NodeList {
+        let registry = self.registry();
+        let now = self.clock.both();
+        let mut matching: Vec<(&NodeId, &Node)> = registry
+            .nodes()
+            .filter(|(_, node)| node.record.departed == filter.departed)
+            .filter(|(_, node)| filter.status.is_empty() || filter.status.contains(&node.status()))
+            .filter(|(_, node)| {
+                filter
+                    .labels
+                    .iter()
+                    .all(|(k, v)| node.record.labels.get(k) == Some(v))
+            })
+            .collect();
+        matching.sort_by_key(|(node_id, _)| *node_id);
+        let total = matching.len();
+        let start = filter.after.as_ref().map_or(0, |after| {
+            matching.partition_point(|(node_id, _)| *node_id <= after)
+        });
+        let page = &matching[start..];
+        let more = page.len() > filter.limit;
+        let page = &page[..page.len().min(filter.limit)];
+        NodeList {
+            nodes: page
+                .iter()
+                .map(|(node_id, node)| self.show(now, node_id, node))
+                .collect(),
+            count: page.len(),
+            total,
+            next: page
+                .last()
+                .filter(|_| more)
+                .map(|(node_id, _)| (*node_id).clone()),
+            fleet_hold: None,
+        }
+    }
+
+    /// One registered node.
+    #[must_use]
+    pub fn node(&self, node_id: &NodeId) -> Option<NodeView> {
+        let registry = self.registry();
+        let node = registry
+            .node(node_id)
+            .filter(|node| !node.record.departed)?;
+        Some(self.show(self.clock.both(), node_id, node))
+    }
+
+    /// Every pool, sorted by node, then by name.
+    #[must_use]
+    pub fn pools(&self) -> PoolList {
+        let registry = self.registry();
+        let mut nodes: Vec<(&NodeId, &Node)> = registry.nodes().collect();
+        nodes.sort_by_key(|(node_id, _)| *node_id);
+        let mut pools = Vec::new();
+        for (node_id, node) in nodes {
+            let counts = self.admission.counts(node_id);
+            let mut of_node: Vec<PoolView> = node
+                .pools
+                .iter()
+                .map(|pool| self.show_pool(node_id, node, pool, &counts))
+                .collect();
+            of_node.sort_by(|a, b| a.pool_id.cmp(&b.pool_id));
+            pools.append(&mut of_node);
+        }
+        PoolList {
+            count: pools.len(),
+            pools,
+        }
+    }
+
+    fn show_pool(
+        &self,
+        node_id: &NodeId,
+        node: &Node,
+        pool: &crate::types::PoolStatus,
+        counts: &[(PoolId, PoolCounts)],
+    ) -> PoolView {
+        let counts = counts
+            .iter()
+            .find(|(pool_id, _)| *pool_id == pool.pool_id)
+            .map(|(_, c)| *c)
+            .unwrap_or_default();
+        let waiting: usize = pool
+            .models_available
+            .iter()
+            .filter_map(|m| self.admission.model(m))
+            .map(|m| self.admission.waiting(m))
+            .sum();
+        PoolView {
+            node_id: node_id.to_string(),
+            pool_id: pool.pool_id.clone(),
+            engine: pool.engine.clone(),
+            engine_version: pool.engine_version.clone(),
+            models: pool.models_available.clone(),
+            state: pool.state,
+            ready: pool.ready,
+            draining: pool.draining || node.drain.is_some(),
+            ejected: counts.ejected,
+            slots_total: counts.slots_total,
+            slots_free: counts.slots_free,
+            external: counts.external,
+            running: counts.running,
+            waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
+            vram_free_bytes: pool.vram_free_bytes,
+            n_ctx: pool.n_ctx,
+            url: node.pool_url(pool),
+        }
+    }
+
+    /// Where each model can be had: slots of pools that take requests.
+    #[must_use]
+    pub fn availability(&self) -> Availability {
+        let registry = self.registry();
+        let mut models: BTreeMap<&str, (Vec<&NodeId>, u64)> = BTreeMap::new();
+        for (node_id, node) in registry.nodes().filter(|(_, node)| node.schedulable()) {
+            for pool in node
+                .pools
+                .iter()
+                .filter(|pool| pool.ready && !pool.draining)
+            {
+                for model in &pool.models_available {
+                    let (nodes, slots) = models.entry(model).or_default();
+                    if !nodes.contains(&node_id) {
+                        nodes.push(node_id);
+                    }
+                    *slots += u64::from(pool.slots_total.unwrap_or(1));
+                }
+            }
+        }
+        let models = models
+            .into_iter()
+            .map(|(model_id, (mut nodes, total_capacity))| {
+                nodes.sort();
+                AvailableModel {
+                    model_id: model_id.to_owned(),
+                    total_nodes: nodes.len(),
+                    nodes: nodes.into_iter().map(ToString::to_string).collect(),
+                    total_capacity,
+                }
+            });
+        Availability {
+            models: models.collect(),
+        }
+    }
+}
+
+fn running(counts: &[(PoolId, PoolCounts)], pool_id: &PoolId) -> u32 {
+    counts
+        .iter()
+        .find(|(id, _)| id == pool_id)
+        .map_or(0, |(_, counts)| counts.running)
+}

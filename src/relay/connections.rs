@@ -1,0 +1,116 @@
+//! Upstream connections of one serving thread: made on first use, kept for a while, never shared between threads, so
+//! that the client's connection, the dispatch and the upstream of a request live on one thread.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::types::Origin;
+
+use super::Peer;
+
+/// An open connection, used by one exchange. Dropping it closes the connection; [`Lease::park`] keeps it.
+pub(super) struct Lease {
+    open: Option<Open>,
+    authority: String,
+    peer: Peer,
+}
+
+struct Open {
+    sender: SendRequest<Full<Bytes>>,
+    driver: AbortHandle,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Ends the task that owns the socket, and with it the socket, now: the engine sees its client leave.
+        self.driver.abort();
+    }
+}
+
+struct Idle {
+    open: Open,
+    since: Instant,
+}
+
+thread_local! {
+    static IDLE: RefCell<HashMap<String, Vec<Idle>>> = RefCell::default();
+}
+
+impl Lease {
+    pub fn sender(&mut self) -> &mut SendRequest<Full<Bytes>> {
+        &mut self
+            .open
+            .as_mut()
+            .expect("taken only by `park`, which consumes the lease")
+            .sender
+    }
+
+    /// Keeps the connection for the next exchange. Only for one whose answer has ended.
+    pub fn park(mut self) {
+        let Some(open) = self.open.take() else { return };
+        if open.sender.is_closed() {
+            return;
+        }
+        let authority = std::mem::take(&mut self.authority);
+        let now = Instant::now();
+        let keep = self.peer.idle();
+        IDLE.with_borrow_mut(|idle| {
+            let kept = idle.entry(authority).or_default();
+            kept.retain(|idle| {
+                now.duration_since(idle.since) < keep && !idle.open.sender.is_closed()
+            });
+            kept.push(Idle { open, since: now });
+        });
+    }
+}
+
+/// The connection that was used last, if it is still good.
+pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
+    let now = Instant::now();
+    let keep = peer.idle();
+    IDLE.with_borrow_mut(|idle| {
+        let kept = idle.get_mut(&origin.authority)?;
+        while let Some(Idle { open, since }) = kept.pop() {
+            if now.duration_since(since) < keep && open.sender.is_ready() {
+                return Some(Lease {
+                    open: Some(open),
+                    authority: origin.authority.clone(),
+                    peer,
+                });
+            }
+        }
+        None
+    })
+}
+
+/// A new connection.
+pub(super) async fn dial(origin: &Origin, peer: Peer) -> io::Result<Lease> {
+    if origin.https {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this version dials upstreams by http only",
+        ));
+    }
+    let stream = TcpStream::connect((origin.host.as_str(), origin.port)).await?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    // What goes wrong with the connection is seen by the exchange that uses it.
+    let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+    let open = Open { sender, driver };
+    Ok(Lease {
+        open: Some(open),
+        authority: origin.authority.clone(),
+        peer,
+    })
+}

@@ -1,0 +1,205 @@
+//! One exchange with an upstream: dial or reuse a connection, send, and stream the answer back.
+//!
+//! Purpose: the part that the gateway and the agent's proxy share. Invariants: bytes are passed on as they come, nothing
+//! is collected; whatever happens to the answer's body (end, error, drop) happens to the upstream connection: it goes
+//! back to be used again only after the answer's end was seen, and is closed at once in every other case, which is how
+//! an engine learns that a client has left. Called by `gateway` and by the agent's proxy.
+
+mod body;
+mod connections;
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
+use http_body_util::Full;
+
+use crate::types::Origin;
+
+pub use body::{Load, RelayBody};
+
+use connections::Lease;
+
+/// How long a connection to an engine on this machine or in this rack may take. Longer means that nobody is there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is sent upstream.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// As asked.
+    pub method: Method,
+    /// Path and query, to be put behind the upstream's base path.
+    pub path: String,
+    /// Without the hop-by-hop ones; see [`end_to_end`].
+    pub headers: HeaderMap,
+    /// All of it: requests are small beside their answers, and a retry needs it again.
+    pub body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// Nobody listens there, or nobody answers: the request was not sent.
+    #[error("cannot connect to {authority}: {source}")]
+    Connect {
+        /// Where.
+        authority: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection ended before an answer began.
+    #[error("{authority} closed the connection before it answered: {source}")]
+    Reset {
+        /// Where.
+        authority: String,
+        /// Why.
+        source: hyper::Error,
+    },
+    /// The path or a header cannot be sent.
+    #[error("the request cannot be sent on: {0}")]
+    Request(#[from] http::Error),
+}
+
+/// Whether the idle connections of an upstream are kept for long: an agent keeps its side open for longer than an
+/// engine does (llama-server: 5 s, measured), and a request on a connection that is just being closed is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// An inference server.
+    Engine,
+    /// Another orchd.
+    Agent,
+}
+
+impl Peer {
+    fn idle(self) -> Duration {
+        match self {
+            Self::Engine => Duration::from_secs(3),
+            Self::Agent => Duration::from_secs(60),
+        }
+    }
+}
+
+/// Sends a request and waits for the first bytes of its answer. The body that comes back owns `load`, and the
+/// connection.
+///
+/// Dropping the future closes the connection.
+///
+/// # Errors
+/// See [`SendError`]; `load` comes back with it. An answer of any status is an answer.
+pub async fn send<L: Load>(
+    origin: &Origin,
+    peer: Peer,
+    outgoing: &Outgoing,
+    load: L,
+) -> Result<Response<RelayBody<L>>, (SendError, L)> {
+    match exchange(origin, peer, outgoing).await {
+        Ok((response, lease)) => {
+            let (parts, incoming) = response.into_parts();
+            let mut body = RelayBody::new(incoming, lease, load);
+            // Until the first bytes are here nothing has been promised to anybody, and another upstream may be tried.
+            match body.prefetch().await {
+                Ok(()) => Ok(Response::from_parts(parts, body)),
+                Err(source) => {
+                    let error = SendError::Reset {
+                        authority: origin.authority.clone(),
+                        source,
+                    };
+                    Err((error, body.into_load()))
+                }
+            }
+        }
+        Err(error) => Err((error, load)),
+    }
+}
+
+async fn exchange(
+    origin: &Origin,
+    peer: Peer,
+    outgoing: &Outgoing,
+) -> Result<(Response<hyper::body::Incoming>, Lease), SendError> {
+    while let Some(mut lease) = connections::reuse(origin, peer) {
+        match lease
+            .sender()
+            .try_send_request(request(origin, outgoing)?)
+            .await
+        {
+            Ok(response) => return Ok((response, lease)),
+            // The upstream closed the idle connection at the same moment: nothing of the request was read.
+            Err(_) if !lease.sender().is_ready() => {}
+            Err(mut error) => {
+                if error.take_message().is_none() {
+                    let source = error.into_error();
+                    return Err(SendError::Reset {
+                        authority: origin.authority.clone(),
+                        source,
+                    });
+                }
+            }
+        }
+    }
+    let dialled = tokio::time::timeout(CONNECT_TIMEOUT, connections::dial(origin, peer)).await;
+    let failed = |source| SendError::Connect {
+        authority: origin.authority.clone(),
+        source,
+    };
+    let mut lease = match dialled {
+        Ok(lease) => lease.map_err(failed)?,
+        Err(_) => return Err(failed(io::Error::from(io::ErrorKind::TimedOut))),
+    };
+    match lease
+        .sender()
+        .send_request(request(origin, outgoing)?)
+        .await
+    {
+        Ok(response) => Ok((response, lease)),
+        Err(source) => Err(SendError::Reset {
+            authority: origin.authority.clone(),
+            source,
+        }),
+    }
+}
+
+fn request(origin: &Origin, outgoing: &Outgoing) -> Result<Request<Full<Bytes>>, SendError> {
+    let uri: Uri = format!("{}{}", origin.base_path, outgoing.path)
+        .parse()
+        .map_err(http::Error::from)?;
+    let mut request = Request::new(Full::new(outgoing.body.clone()));
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = uri;
+    *request.headers_mut() = outgoing.headers.clone();
+    let host = HeaderValue::from_str(&origin.authority).map_err(http::Error::from)?;
+    request.headers_mut().insert(header::HOST, host);
+    Ok(request)
+}
+
+/// Headers that belong to one connection and not to the message (RFC 9110, 7.6.1), and those that say how long a body is,
+/// which its carrier says anew.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::EXPECT,
+    HeaderName::from_static("keep-alive"),
+];
+
+/// Leaves only the headers that are meant for the other end.
+pub fn end_to_end(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in HOP_BY_HOP.iter().chain(&named) {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests;

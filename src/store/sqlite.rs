@@ -1,0 +1,275 @@
+//! The store in a file: SQLite, one directory per control plane.
+//!
+//! Three tables keyed by node, a JSON document each: the documents are the contract's own words, so a person can read
+//! them with any SQLite client, and a new optional field needs no migration.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, Write as _};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use serde::de::DeserializeOwned;
+
+use crate::registry::Restored;
+use crate::types::NodeId;
+
+use super::{Loaded, Store, StoreError, Write};
+
+/// The schema this version reads and writes (`PRAGMA user_version`).
+const SCHEMA: i64 = 1;
+const TABLES: &str = "
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+    INSERT INTO meta VALUES ('revision', 0);
+    CREATE TABLE nodes (node_id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE drains (node_id TEXT PRIMARY KEY, drain TEXT NOT NULL) STRICT;
+    CREATE TABLE observed (
+        node_id TEXT PRIMARY KEY, beaten INTEGER NOT NULL, offline INTEGER NOT NULL, pools TEXT NOT NULL
+    ) STRICT;
+    PRAGMA user_version = 1;
+";
+
+/// A store in `orchd.db` of a directory that it holds alone.
+#[derive(Debug)]
+pub struct SqliteStore {
+    path: PathBuf,
+    connection: Connection,
+    /// Held for as long as the store lives; the system gives it back when the process ends, however it ends.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the store of a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; nothing is changed in a file that is damaged or newer.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let in_directory = |source| StoreError::Directory {
+            path: directory.to_owned(),
+            source,
+        };
+        fs::create_dir_all(directory).map_err(in_directory)?;
+        let lock = hold(directory)?;
+        let path = directory.join("orchd.db");
+        let damaged = |e: rusqlite::Error| match e.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StoreError::Damaged {
+                path: path.clone(),
+                detail: e.to_string(),
+            },
+            _ => StoreError::Unreadable(e),
+        };
+        let connection = Connection::open(&path).map_err(damaged)?;
+        let found: i64 = connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .map_err(damaged)?;
+        if found > SCHEMA {
+            return Err(StoreError::Newer {
+                path,
+                found,
+                known: SCHEMA,
+            });
+        }
+        let verdict: String = connection
+            .pragma_query_value(None, "quick_check", |row| row.get(0))
+            .map_err(damaged)?;
+        if verdict != "ok" {
+            return Err(StoreError::Damaged {
+                path,
+                detail: verdict,
+            });
+        }
+        // FULL: what was acknowledged survives a power cut, too.
+        connection
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+            .map_err(StoreError::Unwritable)?;
+        if found == 0 {
+            let tables: i64 = connection
+                .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+                .map_err(damaged)?;
+            if tables > 0 {
+                return Err(StoreError::Damaged {
+                    path,
+                    detail: "it holds tables of another program".to_owned(),
+                });
+            }
+            connection
+                .execute_batch(&format!("BEGIN; {TABLES} COMMIT;"))
+                .map_err(StoreError::Unwritable)?;
+        }
+        Ok(Self {
+            path,
+            connection,
+            _lock: lock,
+        })
+    }
+
+    fn parse<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        node_id: &str,
+        text: &str,
+    ) -> Result<T, StoreError> {
+        serde_json::from_str(text).map_err(|e| StoreError::Damaged {
+            path: self.path.clone(),
+            detail: format!("the {what} of {node_id:?} does not parse: {e}"),
+        })
+    }
+
+    fn rows<T>(
+        &self,
+        query: &str,
+        read: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare(query)
+            .map_err(StoreError::Unreadable)?;
+        let rows = statement
+            .query_map([], |row| read(row))
+            .map_err(StoreError::Unreadable)?;
+        rows.collect::<Result<_, _>>()
+            .map_err(StoreError::Unreadable)
+    }
+}
+
+/// Takes the directory for this process, or says who has it.
+fn hold(directory: &Path) -> Result<File, StoreError> {
+    let in_directory = |source| StoreError::Directory {
+        path: directory.to_owned(),
+        source,
+    };
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(directory.join("lock"))
+        .map_err(in_directory)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // The lock tells that somebody has it; the text only helps to find out who.
+            let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
+            let holder = if known {
+                holder.trim().to_owned()
+            } else {
+                "another process".to_owned()
+            };
+            return Err(StoreError::Held {
+                path: directory.to_owned(),
+                holder,
+            });
+        }
+        Err(TryLockError::Error(e)) => return Err(in_directory(e)),
+    }
+    file.set_len(0).map_err(in_directory)?;
+    file.rewind().map_err(in_directory)?;
+    writeln!(file, "orchd serve, process {}", std::process::id()).map_err(in_directory)?;
+    Ok(file)
+}
+
+impl Store for SqliteStore {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        let revision = revision(&self.connection).map_err(StoreError::Unreadable)?;
+        let rows = self.rows(
+            "SELECT node_id, record, drain, beaten, offline, pools
+             FROM nodes LEFT JOIN drains USING (node_id) LEFT JOIN observed USING (node_id)",
+            |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, Option<String>>(2)?,
+                    row.get::<_, Option<bool>>(3)?,
+                    row.get::<_, Option<bool>>(4)?,
+                    row.get::<_, Option<String>>(5)?,
+                ))
+            },
+        )?;
+        let mut nodes = Vec::with_capacity(rows.len());
+        for (name, record, drain, beaten, offline, pools) in rows {
+            let node_id = NodeId::new(&name).map_err(|e| StoreError::Damaged {
+                path: self.path.clone(),
+                detail: format!("the node id {name:?} {e}"),
+            })?;
+            nodes.push(Restored {
+                node_id,
+                record: self.parse("registration", &name, &record)?,
+                drain: drain
+                    .map(|text| self.parse("drain", &name, &text))
+                    .transpose()?,
+                beaten: beaten.unwrap_or(false),
+                offline: offline.unwrap_or(false),
+                pools: pools
+                    .map(|text| self.parse("pools", &name, &text))
+                    .transpose()?
+                    .unwrap_or_default(),
+            });
+        }
+        Ok(Loaded { revision, nodes })
+    }
+
+    fn apply(&mut self, batch: &[Write], expected_revision: u64) -> Result<u64, StoreError> {
+        let transaction = self
+            .connection
+            .transaction()
+            .map_err(StoreError::Unwritable)?;
+        let found = revision(&transaction).map_err(StoreError::Unreadable)?;
+        if found != expected_revision {
+            return Err(StoreError::Conflict {
+                expected: expected_revision,
+                found,
+            });
+        }
+        for write in batch {
+            put(&transaction, write).map_err(StoreError::Unwritable)?;
+        }
+        let next = found + 1;
+        transaction
+            .prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'revision'")
+            .and_then(|mut update| update.execute(params![next.cast_signed()]))
+            .map_err(StoreError::Unwritable)?;
+        transaction.commit().map_err(StoreError::Unwritable)?;
+        Ok(next)
+    }
+}
+
+fn revision(connection: &Connection) -> rusqlite::Result<u64> {
+    let value: Option<i64> = connection
+        .query_row("SELECT value FROM meta WHERE key = 'revision'", [], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    Ok(value.unwrap_or(0).cast_unsigned())
+}
+
+fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<usize> {
+    let json = |value: serde_json::Result<String>| value.expect("our own types always serialise");
+    let run = |sql: &str, params: &[&dyn rusqlite::ToSql]| {
+        transaction.prepare_cached(sql)?.execute(params)
+    };
+    match write {
+        Write::Record(id, Some(record)) => run(
+            "INSERT INTO nodes VALUES (?1, ?2) ON CONFLICT (node_id) DO UPDATE SET record = excluded.record",
+            &[&id.as_str(), &json(serde_json::to_string(record))],
+        ),
+        Write::Record(id, None) => run("DELETE FROM nodes WHERE node_id = ?1", &[&id.as_str()]),
+        Write::Drain(id, Some(drain)) => run(
+            "INSERT INTO drains VALUES (?1, ?2) ON CONFLICT (node_id) DO UPDATE SET drain = excluded.drain",
+            &[&id.as_str(), &json(serde_json::to_string(drain))],
+        ),
+        Write::Drain(id, None) => run("DELETE FROM drains WHERE node_id = ?1", &[&id.as_str()]),
+        Write::Observed(id, Some(o)) => run(
+            "INSERT INTO observed VALUES (?1, ?2, ?3, ?4) ON CONFLICT (node_id) DO UPDATE
+             SET beaten = excluded.beaten, offline = excluded.offline, pools = excluded.pools",
+            &[
+                &id.as_str(),
+                &o.beaten,
+                &o.offline,
+                &json(serde_json::to_string(&o.pools)),
+            ],
+        ),
+        Write::Observed(id, None) => {
+            run("DELETE FROM observed WHERE node_id = ?1", &[&id.as_str()])
+        }
+    }
+}
