@@ -12,8 +12,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use crate::types::{
-    DrainRequest, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, NodeView, Now,
-    PoolDescriptor, PoolStatus, RegisterRequest,
+    DrainRequest, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, Now, PoolDescriptor,
+    RegisterRequest,
 };
 
 pub use change::{Change, Edit, Intent, Refusal};

@@ -1,5 +1,7 @@
 use super::*;
-use crate::types::{DrainAck, DrainState, Health, HealthStatus, PoolId, PoolState, UnixMs};
+use crate::types::{
+    DrainAck, DrainState, Health, HealthStatus, NodeView, PoolId, PoolState, PoolStatus, UnixMs,
+};
 
 const SETTINGS: Settings = Settings {
     node_timeout_ms: 30_000,

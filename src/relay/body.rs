@@ -60,7 +60,9 @@ impl<L: Load> RelayBody<L> {
         &self.load
     }
 
-    pub(super) fn into_load(self) -> L {
+    /// Ends the exchange and gives back what it carried.
+    #[must_use]
+    pub fn into_load(self) -> L {
         self.load
     }
 

@@ -1,0 +1,81 @@
+//! Reading request bodies: size, then type, then content.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use crate::types::ErrorCode;
+
+use super::ApiError;
+
+/// Largest body under `/v2` (contract §1.1).
+const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// All of a body, within its bounds and of a type that may be JSON.
+pub(super) async fn collect(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(e) if e.is::<LengthLimitError>() => {
+            let message = format!("the body is larger than {MAX_BODY_BYTES} bytes");
+            return Err(ApiError::new(ErrorCode::PayloadTooLarge, message));
+        }
+        Err(e) => {
+            return Err(ApiError::new(
+                ErrorCode::InvalidRequest,
+                format!("the body could not be read: {e}"),
+            ));
+        }
+    };
+    if let Some(kind) = headers.get(header::CONTENT_TYPE)
+        && !is_json(kind.to_str().unwrap_or_default())
+    {
+        let message =
+            format!("the content type {kind:?} is not JSON; send application/json, or none");
+        return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+    }
+    Ok(bytes)
+}
+
+fn is_json(kind: &str) -> bool {
+    let essence = kind
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// The body as JSON.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes).map_err(|e| {
+        let what = if e.is_data() {
+            "the body does not fit"
+        } else {
+            "the body is not valid JSON"
+        };
+        ApiError::new(ErrorCode::InvalidRequest, format!("{what}: {e}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_several_names() {
+        for good in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/merge-patch+json",
+        ] {
+            assert!(is_json(good), "{good}");
+        }
+        for bad in ["", "text/plain", "text/json+x", "application/jsonp"] {
+            assert!(!is_json(bad), "{bad}");
+        }
+    }
+}

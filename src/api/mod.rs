@@ -1,0 +1,158 @@
+//! The control face: `/v2`, health and version.
+//!
+//! Purpose: HTTP in, `control` asked, HTTP out. Invariants: refusals come in the contract's order (profile, route, size,
+//! type, body, conflict, node), each with a code from the one table in `types`; nothing is acknowledged that `control`
+//! has not. Called by `server` for everything that is not `/v1`.
+
+mod body;
+mod nodes;
+mod refusal;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde_json::json;
+
+use crate::control::Control;
+use crate::types::{ErrorCode, VERSION, Version};
+
+pub use refusal::ApiError;
+
+/// What the process is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// One machine, its own engines, no node registry.
+    Home,
+    /// A fleet.
+    Cloud,
+}
+
+impl Profile {
+    /// The word as it travels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Home => "home",
+            Self::Cloud => "cloud",
+        }
+    }
+}
+
+/// Whether the process is ready for requests: false until everything is open, and again from the first moment of
+/// shutdown.
+#[derive(Debug, Default)]
+pub struct Readiness(AtomicBool);
+
+impl Readiness {
+    /// Says so.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Release);
+    }
+
+    /// Tells.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Api {
+    /// The control plane.
+    pub control: Arc<Control>,
+    /// What the process is for.
+    pub profile: Profile,
+    /// Whether it is ready.
+    pub readiness: Arc<Readiness>,
+}
+
+impl Api {
+    /// The routes.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/v2/nodes", get(nodes::list))
+            .route("/v2/nodes/register", post(nodes::register))
+            .route("/v2/nodes/{id}", get(nodes::get).delete(nodes::deregister))
+            .route("/v2/nodes/{id}/heartbeat", post(nodes::heartbeat))
+            .route(
+                "/v2/nodes/{id}/drain",
+                post(nodes::drain).merge(delete(nodes::undrain)),
+            )
+            .route("/v2/pools", get(pools))
+            .route("/v2/catalog/availability", get(availability))
+            .route("/v2/meta/version", get(version))
+            .route("/health", get(health))
+            .route("/livez", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .fallback(no_route)
+            .method_not_allowed_fallback(no_method)
+            .layer(middleware::from_fn_with_state(
+                self.clone(),
+                refuse_by_profile,
+            ))
+            .with_state(self)
+    }
+}
+
+/// The node calls belong to the CLOUD profile, whatever their body.
+async fn refuse_by_profile(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let about_nodes = path == "/v2/nodes" || path.starts_with("/v2/nodes/");
+    if api.profile == Profile::Home && about_nodes {
+        let message = "this is a HOME control plane: it has no nodes; start it with `orchd serve --cloud` (or \
+                       ORCHESTRATORD_CLOUD_PROFILE=true) for a fleet";
+        return ApiError::new(ErrorCode::CloudProfileDisabled, message).into_response();
+    }
+    next.run(request).await
+}
+
+async fn no_route(request: Request) -> ApiError {
+    ApiError::new(
+        ErrorCode::NotFound,
+        format!("there is no {}", request.uri().path()),
+    )
+}
+
+async fn no_method(request: Request) -> ApiError {
+    let message = format!(
+        "{} does not take {}",
+        request.uri().path(),
+        request.method()
+    );
+    ApiError::new(ErrorCode::MethodNotAllowed, message)
+}
+
+async fn pools(State(api): State<Api>) -> Response {
+    Json(api.control.pools()).into_response()
+}
+
+async fn availability(State(api): State<Api>) -> Response {
+    Json(api.control.availability()).into_response()
+}
+
+async fn version(State(api): State<Api>) -> Json<Version> {
+    Json(Version {
+        version: VERSION.to_owned(),
+        profile: api.profile.as_str().to_owned(),
+    })
+}
+
+async fn health(State(api): State<Api>) -> Response {
+    Json(json!({"status": "ok", "version": VERSION, "profile": api.profile.as_str()}))
+        .into_response()
+}
+
+async fn ready(State(api): State<Api>) -> (StatusCode, &'static str) {
+    if api.readiness.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}

@@ -1,0 +1,243 @@
+//! The node calls: those of the original system, and the operator's.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::control::NodeFilter;
+use crate::types::{
+    DrainRequest, ErrorCode, HeartbeatReply, HeartbeatRequest, NodeId, NodeStatus, NodeView,
+    RegisterReply, RegisterRequest,
+};
+
+use super::{Api, ApiError, body};
+
+/// Limits of a registration and a heartbeat (contract §1.1).
+const MAX_POOLS: usize = 1_024;
+const MAX_GPUS: usize = 64;
+const MAX_LABELS: usize = 64;
+/// Nodes on a page unless told otherwise, and the most there may be.
+const PAGE: usize = 1_000;
+
+fn invalid(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorCode::InvalidRequest, message)
+}
+
+/// A node id out of a path. What cannot be one is unknown.
+fn node_id(text: &str) -> Result<NodeId, ApiError> {
+    NodeId::new(text).map_err(|e| {
+        ApiError::new(
+            ErrorCode::NodeNotFound,
+            format!("no node {text:?} is registered: it {e}"),
+        )
+    })
+}
+
+fn at_most(what: &str, count: usize, limit: usize) -> Result<(), ApiError> {
+    if count > limit {
+        Err(invalid(format!(
+            "{count} {what} are given; at most {limit} are accepted"
+        )))
+    } else {
+        Ok(())
+    }
+}
+
+pub(super) async fn register(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<RegisterReply>, ApiError> {
+    let bytes = body::collect(&headers, body)
+        .await
+        .map_err(|e| e.of_register(String::new()))?;
+    let asked = asked_name(&bytes);
+    let result = async {
+        let request: RegisterRequest = body::parse(&bytes)?;
+        at_most("pools", request.pools.len(), MAX_POOLS)?;
+        at_most("engines", request.engines.len(), MAX_POOLS)?;
+        at_most("GPUs", request.capabilities.gpus.len(), MAX_GPUS)?;
+        at_most("labels", request.labels.len(), MAX_LABELS)?;
+        if !request.engines.is_empty() {
+            return Err(invalid(
+                "`engines`: this version does not probe the engines of an agentless node yet; run `orchd agent` there",
+            ));
+        }
+        Ok(api.control.register(request).await?)
+    };
+    result.await.map(Json).map_err(|e| e.of_register(asked))
+}
+
+/// The name a registration asks for, for a refusal to repeat, as far as it can be read.
+fn asked_name(bytes: &[u8]) -> String {
+    let value: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
+    value
+        .as_ref()
+        .and_then(|v| v.get("node_id"))
+        .and_then(|v| v.as_str())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+pub(super) async fn heartbeat(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<HeartbeatReply>, ApiError> {
+    let interval_ms =
+        u64::try_from(api.control.heartbeat_interval().as_millis()).unwrap_or(u64::MAX);
+    let result = async {
+        let bytes = body::collect(&headers, body).await?;
+        let request: HeartbeatRequest = body::parse(&bytes)?;
+        at_most("pools", request.pools.len(), MAX_POOLS)?;
+        for (at, pool) in request.pools.iter().enumerate() {
+            if request.pools[..at]
+                .iter()
+                .any(|other| other.pool_id == pool.pool_id)
+            {
+                return Err(invalid(format!("pool {:?} is given twice", pool.pool_id)));
+            }
+            for model in &pool.models_available {
+                crate::types::check_model_id(model).map_err(|e| {
+                    invalid(format!(
+                        "pool {:?}: the model id {model:?} {e}",
+                        pool.pool_id
+                    ))
+                })?;
+            }
+        }
+        Ok(api.control.beat(&node_id(&id)?, request)?)
+    };
+    result
+        .await
+        .map(Json)
+        .map_err(|e: ApiError| e.of_heartbeat(interval_ms))
+}
+
+pub(super) async fn deregister(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<StatusCode, ApiError> {
+    let (mut instance_id, mut forget) = (None, false);
+    for (key, value) in pairs(query.as_deref()) {
+        match key.as_str() {
+            "instance_id" => instance_id = Some(value),
+            "forget" => forget = flag(&key, &value)?,
+            _ => {}
+        }
+    }
+    api.control
+        .deregister(node_id(&id)?, instance_id, forget)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn list(
+    State(api): State<Api>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let mut filter = NodeFilter {
+        limit: PAGE,
+        ..NodeFilter::default()
+    };
+    for (key, value) in pairs(query.as_deref()) {
+        match key.as_str() {
+            "status" => {
+                for word in value.split(',').filter(|word| !word.is_empty()) {
+                    filter.status.push(status(word)?);
+                }
+            }
+            "label" => match value.split_once('=') {
+                Some((k, v)) => filter.labels.push((k.to_owned(), v.to_owned())),
+                None => {
+                    return Err(invalid(format!(
+                        "label={value:?} must be written label=KEY=VALUE"
+                    )));
+                }
+            },
+            "limit" => match value.parse() {
+                Ok(limit @ 1..) => filter.limit = limit,
+                _ => {
+                    return Err(invalid(format!(
+                        "limit={value:?} must be a whole number from 1 on"
+                    )));
+                }
+            },
+            "after" => {
+                let after = NodeId::new(&value)
+                    .map_err(|e| invalid(format!("after={value:?}: a node id {e}")))?;
+                filter.after = Some(after);
+            }
+            "departed" => filter.departed = flag(&key, &value)?,
+            _ => {}
+        }
+    }
+    Ok(Json(api.control.nodes(&filter)).into_response())
+}
+
+fn status(word: &str) -> Result<NodeStatus, ApiError> {
+    NodeStatus::ALL
+        .into_iter()
+        .find(|status| status.as_str() == word)
+        .ok_or_else(|| {
+            let all = NodeStatus::ALL.map(NodeStatus::as_str).join(", ");
+            invalid(format!("status={word:?} is none of {all}"))
+        })
+}
+
+fn flag(key: &str, value: &str) -> Result<bool, ApiError> {
+    match value {
+        "true" | "1" | "" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(invalid(format!("{key}={value:?} must be true or false"))),
+    }
+}
+
+/// Keys and values of a query, in order.
+fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
+    url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned()
+}
+
+pub(super) async fn get(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<NodeView>, ApiError> {
+    let id = node_id(&id)?;
+    api.control.node(&id).map(Json).ok_or_else(|| {
+        let unknown = crate::registry::Refusal::UnknownNode { node_id: id };
+        crate::control::ControlError::from(unknown).into()
+    })
+}
+
+pub(super) async fn drain(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<NodeView>), ApiError> {
+    let bytes = body::collect(&headers, body).await?;
+    let request = if bytes.is_empty() {
+        DrainRequest::default()
+    } else {
+        body::parse(&bytes)?
+    };
+    if request.deadline_ms.is_some() || request.force == Some(true) {
+        return Err(invalid(
+            "`deadline_ms` and `force`: this version does not end running requests yet; drain without them, and what \
+             runs will finish",
+        ));
+    }
+    let view = api.control.drain(node_id(&id)?, request).await?;
+    Ok((StatusCode::ACCEPTED, Json(view)))
+}
+
+pub(super) async fn undrain(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<NodeView>, ApiError> {
+    Ok(Json(api.control.undrain(node_id(&id)?).await?))
+}

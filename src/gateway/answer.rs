@@ -1,0 +1,182 @@
+//! Bodies of the gateway's answers.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, header};
+use http_body::{Body, Frame, SizeHint};
+use serde_json::{Value, json};
+use tracing::info;
+
+use crate::admission::ModelView;
+use crate::relay::RelayBody;
+use crate::types::UnixMs;
+
+use super::{Carried, GatewayError};
+
+impl RelayBody<Carried> {
+    /// An agent refused on its pool's behalf: the pool is left out for a while.
+    pub(super) fn refused(self) {
+        self.into_load().0.refused();
+    }
+}
+
+/// An answer under `/v1`: one of ours, or an engine's as it comes.
+pub struct GatewayBody(Kind);
+
+enum Kind {
+    Whole(Option<Bytes>),
+    Relayed {
+        body: RelayBody<Carried>,
+        /// How a broken stream is told in-band; `None` when it cannot be.
+        dialect: Option<Dialect>,
+        /// Whether what was passed on so far ends an event.
+        at_boundary: bool,
+        broken: bool,
+    },
+}
+
+/// How an endpoint's streams carry an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    /// `data: {"error":{…}}`.
+    OpenAi,
+    /// `event: error`, then the error as data.
+    Named,
+}
+
+impl GatewayBody {
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        Self(Kind::Whole(Some(bytes)))
+    }
+
+    pub(super) fn relayed(body: RelayBody<Carried>, is_stream: bool, path: &str) -> Self {
+        let named = path.starts_with("/v1/messages") || path.starts_with("/v1/responses");
+        let dialect = is_stream.then_some(if named {
+            Dialect::Named
+        } else {
+            Dialect::OpenAi
+        });
+        Self(Kind::Relayed {
+            body,
+            dialect,
+            at_boundary: true,
+            broken: false,
+        })
+    }
+}
+
+/// The last event of a stream whose engine was lost.
+fn in_band(dialect: Dialect, at_boundary: bool) -> Bytes {
+    let message = "the engine was lost while it answered; what came before is incomplete";
+    let error = GatewayError::body(message, "server_error", "worker_reset", None);
+    // An event that was cut off cannot be taken back; an empty line at least ends it.
+    let gap = if at_boundary { "" } else { "\n\n" };
+    let event = match dialect {
+        Dialect::OpenAi => format!("{gap}data: {error}\n\n"),
+        Dialect::Named => {
+            let mut value: Value = serde_json::from_str(&error).expect("we have just written it");
+            value["type"] = "error".into();
+            format!("{gap}event: error\ndata: {value}\n\n")
+        }
+    };
+    event.into()
+}
+
+impl Body for GatewayBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.get_mut().0 {
+            Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Relayed { broken: true, .. } => Poll::Ready(None),
+            Kind::Relayed {
+                body,
+                dialect,
+                at_boundary,
+                broken,
+            } => {
+                let next = ready!(Pin::new(&mut *body).poll_frame(cx));
+                match (next, *dialect) {
+                    (Some(Err(error)), Some(dialect)) => {
+                        let upstream = body.load().0.upstream();
+                        info!(node_id = %upstream.node_id, pool_id = %upstream.pool_id, %error, "an engine was lost in mid-stream");
+                        *broken = true;
+                        Poll::Ready(Some(Ok(Frame::data(in_band(dialect, *at_boundary)))))
+                    }
+                    (next, _) => {
+                        if let Some(Ok(frame)) = &next
+                            && let Some(data) = frame.data_ref()
+                        {
+                            *at_boundary = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+                        }
+                        Poll::Ready(next)
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Whole(bytes) => bytes.is_none(),
+            Kind::Relayed { broken: true, .. } => true,
+            Kind::Relayed { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Kind::Relayed { broken: true, .. } => SizeHint::with_exact(0),
+            Kind::Relayed { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
+}
+
+fn json_response(value: &Value) -> Response<GatewayBody> {
+    let mut response = Response::new(GatewayBody::whole(value.to_string().into()));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+fn describe(model: &ModelView, since: UnixMs) -> Value {
+    json!({
+        "id": &*model.id,
+        "object": "model",
+        "created": since.0 / 1_000,
+        "owned_by": "orchd",
+        "meta": {
+            "n_ctx": model.n_ctx.map(|(least, _)| least),
+            "n_ctx_max": model.n_ctx.map(|(_, most)| most),
+            "slots": model.slots,
+            "state": model.state.as_str(),
+        },
+    })
+}
+
+/// `GET /v1/models`.
+pub(super) fn models(models: &[ModelView], since: UnixMs) -> Response<GatewayBody> {
+    let data: Vec<Value> = models.iter().map(|model| describe(model, since)).collect();
+    json_response(&json!({"object": "list", "data": data}))
+}
+
+/// `GET /v1/models/{id}`.
+pub(super) fn model(model: &ModelView, since: UnixMs) -> Response<GatewayBody> {
+    json_response(&describe(model, since))
+}

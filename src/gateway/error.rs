@@ -1,0 +1,173 @@
+//! Refusals of the gateway, in OpenAI's form, and the one table from reason to status.
+
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use crate::admission::Refused;
+use crate::types::Millis;
+
+use super::GatewayBody;
+
+const BACKOFF_MS: HeaderName = HeaderName::from_static("x-backoff-ms");
+/// When to come back after a refusal whose end cannot be foreseen.
+const UNFORESEEN_MS: Millis = 1_000;
+
+/// Why a request under `/v1` is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The body is not a JSON object.
+    #[error("the request body is not valid JSON: {detail}")]
+    NotJson {
+        /// What is wrong, and where.
+        detail: String,
+    },
+    /// The body could not be read.
+    #[error("the request body could not be read: {detail}")]
+    Body {
+        /// What went wrong.
+        detail: String,
+    },
+    /// The body stopped coming.
+    #[error("the request body stopped coming; send it without a pause of 30 s")]
+    SlowBody,
+    /// The body is too large.
+    #[error("the request body is larger than {limit} bytes")]
+    TooLarge {
+        /// The most that is accepted.
+        limit: usize,
+    },
+    /// `model` is not a model id.
+    #[error("`model` is not a model id: {detail}")]
+    BadModel {
+        /// What is wrong.
+        detail: String,
+    },
+    /// `model` is missing and there is more than one, or none.
+    #[error("the request names no `model`; {}", list(known))]
+    NoModel {
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// No pool has it.
+    #[error("the model {wanted:?} does not exist; {}", list(known))]
+    UnknownModel {
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The path is known with another method.
+    #[error("this path takes {allowed} only")]
+    Method {
+        /// That method.
+        allowed: &'static str,
+    },
+    /// No slot.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// No pool answered.
+    #[error("no engine answered this request; the last attempt: {detail}")]
+    Upstream {
+        /// What went wrong.
+        detail: String,
+    },
+    /// A defect of ours.
+    #[error("the gateway failed while it handled this request; its log says more")]
+    Internal,
+}
+
+fn list(known: &[String]) -> String {
+    match known {
+        [] => "no engine has told its models yet".to_owned(),
+        known => format!("there is: {}", known.join(", ")),
+    }
+}
+
+impl GatewayError {
+    /// Status, OpenAI's `type`, and our `code`.
+    fn table(&self) -> (StatusCode, &'static str, &'static str) {
+        let invalid = "invalid_request_error";
+        match self {
+            Self::NotJson { .. } => (StatusCode::BAD_REQUEST, invalid, "invalid_json"),
+            Self::Body { .. } | Self::SlowBody => {
+                (StatusCode::BAD_REQUEST, invalid, "incomplete_body")
+            }
+            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, invalid, "request_too_large"),
+            Self::BadModel { .. } => (StatusCode::BAD_REQUEST, invalid, "invalid_model"),
+            Self::NoModel { .. } => (StatusCode::BAD_REQUEST, invalid, "missing_model"),
+            Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, invalid, "model_not_found"),
+            Self::Method { .. } => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                invalid,
+                "method_not_allowed",
+            ),
+            Self::Refused(Refused::QueueFull { .. }) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                "queue_full",
+            ),
+            Self::Refused(Refused::QueueTimeout) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                "queue_timeout",
+            ),
+            Self::Refused(Refused::NoReadyPool) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                "no_ready_pool",
+            ),
+            Self::Refused(Refused::ShuttingDown) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                "shutting_down",
+            ),
+            Self::Upstream { .. } => (StatusCode::BAD_GATEWAY, "server_error", "upstream_failed"),
+            Self::Internal => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "server_error",
+                "internal_error",
+            ),
+        }
+    }
+
+    /// When to come back, where that helps.
+    fn retry_after_ms(&self) -> Option<Millis> {
+        match self {
+            Self::Refused(Refused::QueueFull { retry_after_ms }) => Some(*retry_after_ms),
+            Self::Refused(_) => Some(UNFORESEEN_MS),
+            _ => None,
+        }
+    }
+
+    /// OpenAI's error object.
+    pub(super) fn body(message: &str, kind: &str, code: &str, param: Option<&str>) -> String {
+        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+            .to_string()
+    }
+
+    /// The refusal as it is sent.
+    #[must_use]
+    pub fn response(&self) -> Response<GatewayBody> {
+        let (status, kind, code) = self.table();
+        let param = matches!(
+            self,
+            Self::BadModel { .. } | Self::NoModel { .. } | Self::UnknownModel { .. }
+        );
+        let body = Self::body(&self.to_string(), kind, code, param.then_some("model"));
+        let mut response = Response::new(GatewayBody::whole(body.into()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        if let Some(ms) = self.retry_after_ms() {
+            headers.insert(header::RETRY_AFTER, ms.div_ceil(1_000).into());
+            headers.insert(BACKOFF_MS, ms.into());
+        }
+        if let Self::Method { allowed } = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        response
+    }
+}

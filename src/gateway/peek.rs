@@ -1,0 +1,158 @@
+//! What the gateway reads of a request's body: which model, how many slots.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::types::check_model_id;
+
+use super::GatewayError;
+
+/// The fields that routing needs. Everything else is skipped, but must be JSON: llama-server answers broken JSON with a
+/// 500 (measured), which would look like a broken engine.
+#[derive(Debug, Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    model: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    n: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    prompt: Option<&'a RawValue>,
+}
+
+/// What a request wants.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Peek {
+    /// `None` when it names none.
+    pub model: Option<String>,
+    /// Slots it will take: `n` answers to each of its prompts.
+    pub weight: u32,
+}
+
+impl Peek {
+    pub fn read(body: &[u8]) -> Result<Self, GatewayError> {
+        if body
+            .iter()
+            .find(|byte| !byte.is_ascii_whitespace())
+            .is_none_or(|byte| *byte != b'{')
+        {
+            return Err(GatewayError::NotJson {
+                detail: "it must be a JSON object".to_owned(),
+            });
+        }
+        let read: Body<'_> = serde_json::from_slice(body).map_err(|e| GatewayError::NotJson {
+            detail: e.to_string(),
+        })?;
+        let model = read
+            .model
+            .map(|raw| model(raw.get()))
+            .transpose()?
+            .flatten();
+        let n = read
+            .n
+            .and_then(|raw| raw.get().parse::<u32>().ok())
+            .unwrap_or(1)
+            .max(1);
+        let prompts = read.prompt.map_or(1, |raw| prompts(raw.get()));
+        Ok(Self {
+            model,
+            weight: n.saturating_mul(prompts),
+        })
+    }
+}
+
+fn model(raw: &str) -> Result<Option<String>, GatewayError> {
+    if raw == "null" {
+        return Ok(None);
+    }
+    let name: Cow<'_, str> = serde_json::from_str(raw).map_err(|_| GatewayError::BadModel {
+        detail: format!("it must be a string, not {raw}"),
+    })?;
+    check_model_id(&name).map_err(|e| GatewayError::BadModel {
+        detail: e.to_string(),
+    })?;
+    Ok(Some(name.into_owned()))
+}
+
+/// How many prompts a `prompt` holds: a string and a list of token ids are one, a list of either is as many.
+fn prompts(raw: &str) -> u32 {
+    let Ok(list) = serde_json::from_str::<Vec<&RawValue>>(raw) else {
+        return 1;
+    };
+    let many = list
+        .first()
+        .is_some_and(|first| first.get().starts_with(['"', '[']));
+    if many {
+        u32::try_from(list.len()).unwrap_or(u32::MAX)
+    } else {
+        1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> (Option<String>, u32) {
+        let peek = Peek::read(body.as_bytes()).expect("good");
+        (peek.model, peek.weight)
+    }
+
+    #[test]
+    fn the_model_and_the_weight_are_read_and_the_rest_is_skipped() {
+        assert_eq!(
+            read(r#"{"model":"org/m:Q4","messages":[{"role":"user"}],"stream":true}"#),
+            (Some("org/m:Q4".into()), 1)
+        );
+        assert_eq!(read(r#" {"model":null,"n":3}"#), (None, 3));
+        assert_eq!(read(r#"{"prompt":"one"}"#), (None, 1));
+        assert_eq!(
+            read(r#"{"prompt":[1,2,3]}"#),
+            (None, 1),
+            "token ids are one prompt"
+        );
+        assert_eq!(read(r#"{"prompt":["a","b"],"n":2}"#), (None, 4));
+        assert_eq!(read(r#"{"prompt":[[1,2],[3]]}"#), (None, 2));
+        assert_eq!(
+            read(r#"{"n":"many","model":"m\u00e9"}"#),
+            (Some("mé".into()), 1),
+            "the engine judges the rest"
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_request_is_refused_with_the_reason() {
+        for bad in [
+            "",
+            "[]",
+            "null",
+            "{",
+            r#"{"a":}"#,
+            r#"{"model":"a","model":"b"}"#,
+            "{} x",
+        ] {
+            assert!(
+                matches!(
+                    Peek::read(bad.as_bytes()),
+                    Err(GatewayError::NotJson { .. })
+                ),
+                "{bad:?}"
+            );
+        }
+        for bad in [
+            r#"{"model":1}"#,
+            r#"{"model":["m"]}"#,
+            r#"{"model":""}"#,
+            r#"{"model":"a\nb"}"#,
+        ] {
+            assert!(
+                matches!(
+                    Peek::read(bad.as_bytes()),
+                    Err(GatewayError::BadModel { .. })
+                ),
+                "{bad:?}"
+            );
+        }
+    }
+}
