@@ -1,2 +1,5 @@
 //! x
+pub mod cli;
+pub mod client;
+pub mod commands;
 pub mod types;
