@@ -126,7 +126,13 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             hint("check ORCHD_API_TOKEN for line breaks and other control characters"),
         ),
         ClientError::NoServer => (Exit::Usage, hint("name one with --server or ORCHD_SERVER")),
-        ClientError::Setup { .. } => (Exit::Failed, None),
+        ClientError::Setup { .. } => (
+            Exit::Failed,
+            hint(
+                "https needs the system's root certificates: install them (ca-certificates), or name a file of them in \
+                 SSL_CERT_FILE",
+            ),
+        ),
         ClientError::Refused {
             body, retry_after, ..
         } => match body.code {
@@ -167,11 +173,13 @@ fn try_again(after: Duration) -> String {
 }
 
 /// Shows an error on stderr and says how to exit.
+#[must_use]
 pub fn report(error: &anyhow::Error) -> ExitCode {
     show(&Failure::of(error))
 }
 
 /// Shows a failure on stderr and says how to exit.
+#[must_use]
 pub fn show(failure: &Failure) -> ExitCode {
     output::error(&failure.message);
     if let Some(hint) = &failure.hint {

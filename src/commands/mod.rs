@@ -21,6 +21,7 @@ use crate::client::{Client, ClientError};
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs a command line, tells on stderr what went wrong if something did, and says how to exit.
+#[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     dispatch(cli).unwrap_or_else(|error| failure::report(&error))
 }

@@ -1,6 +1,6 @@
 //! What users see: stdout for data, stderr for everything else, and tables.
 //!
-//! Invariants: this is the only place that writes to either; a reader who has gone (`orchd nodes list | head -1`) is
+//! Invariants: nothing else writes to either, live progress apart; a reader who has gone (`orchd nodes list | head -1`) is
 //! not an error; colour appears only on a terminal and never against `NO_COLOR`. Called by every command.
 
 use std::io::{self, ErrorKind, Write};
@@ -57,7 +57,8 @@ fn prefixed(word: &str, color: AnsiColor, message: &str) {
 /// Columns of the terminal on stdout; `None` when stdout is something else, where nothing has to fit.
 #[must_use]
 pub fn terminal_width() -> Option<u16> {
-    Table::new().width()
+    // Some terminals say that they are 0 wide when they do not know.
+    Table::new().width().filter(|width| *width > 0)
 }
 
 /// How good the news in a cell is.

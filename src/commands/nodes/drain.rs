@@ -37,7 +37,10 @@ pub(super) async fn run(args: NodesDrainArgs, client: Client) -> anyhow::Result<
     };
     let outcome = tokio::select! {
         biased;
-        result = work => return result,
+        result = work => {
+            waiting.clear();
+            return result;
+        }
         _ = tokio::signal::ctrl_c() => Exit::Interrupted,
         () = elapsed(deadline) => Exit::GaveUp,
     };
@@ -235,7 +238,7 @@ impl Waiting {
     /// Shows how one drain stands: on the spinner's line, or as a line of its own when that is news.
     fn say(&mut self, at: usize, text: &str) {
         let pending = &mut self.pending[at];
-        let elapsed = show_duration(Duration::from_secs(pending.asked.elapsed().as_secs()));
+        let elapsed = stopwatch(pending.asked.elapsed());
         let Some(bars) = &self.bars else {
             if pending.said != text {
                 output::note(&format!("{}: {text}, after {elapsed}", pending.node));
@@ -285,11 +288,16 @@ impl Waiting {
         Ok(())
     }
 
-    /// Stops waiting before all is done, and says that the drains do not.
-    fn leave(&self, exit: Exit, timeout: Option<Duration>) -> ExitCode {
+    /// Takes the spinners off the screen.
+    fn clear(&self) {
         if let Some(bars) = &self.bars {
             let _ = bars.clear();
         }
+    }
+
+    /// Stops waiting before all is done, and says that the drains do not.
+    fn leave(&self, exit: Exit, timeout: Option<Duration>) -> ExitCode {
+        self.clear();
         let left: Vec<String> = self
             .pending
             .iter()
@@ -343,6 +351,16 @@ fn requests(count: u32) -> String {
     }
 }
 
+/// How long a person has been waiting: `42s`, `7m05s`, `2h07m05s`.
+fn stopwatch(elapsed: Duration) -> String {
+    let s = elapsed.as_secs();
+    match (s / 3_600, s / 60 % 60, s % 60) {
+        (0, 0, s) => format!("{s}s"),
+        (0, m, s) => format!("{m}m{s:02}s"),
+        (h, m, s) => format!("{h}h{m:02}m{s:02}s"),
+    }
+}
+
 fn summary(drain: &DrainView) -> String {
     let finished = drain.in_flight_at_start.saturating_sub(drain.cut);
     let unverified = if drain.unverified {
@@ -367,5 +385,17 @@ fn requested_by() -> String {
         (Some(user), Some(host)) => format!("{user}@{host}"),
         (Some(one), None) | (None, Some(one)) => one,
         (None, None) => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stopwatch_shows_seconds_to_the_end() {
+        for (s, text) in [(0, "0s"), (59, "59s"), (425, "7m05s"), (7_625, "2h07m05s")] {
+            assert_eq!(stopwatch(Duration::from_secs(s)), text);
+        }
     }
 }

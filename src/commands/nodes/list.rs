@@ -14,11 +14,11 @@ use crate::types::{DrainState, Gpu, HealthStatus, NodeStatus, NodeView, UnixMs};
 
 /// The columns, narrow ones that tell most first to stay. `wide` adds those after [`NARROW`].
 const COLUMNS: [Column; 13] = [
-    column("NAME", 0, Some(12), false),
+    column("NAME", 0, Some(28), false),
     column("STATUS", 0, None, false),
     column("GPUS", 3, Some(10), false),
     column("VRAM-FREE", 4, None, true),
-    column("POOLS", 5, None, true),
+    column("POOLS", 5, None, false),
     column("SLOTS", 0, None, true),
     column("MODELS", 1, Some(12), false),
     column("SEEN", 2, None, false),
@@ -55,11 +55,7 @@ pub(super) async fn run(args: NodesListArgs, client: Client) -> anyhow::Result<E
     let text = match args.output {
         OutputFormat::Json => format!("{}\n", serde_json::to_string_pretty(&list)?),
         OutputFormat::Yaml => yaml_serde::to_string(&list)?,
-        OutputFormat::Name => list
-            .nodes
-            .iter()
-            .map(|node| format!("{}\n", node.node_id))
-            .collect(),
+        OutputFormat::Name => names(&list.nodes),
         OutputFormat::Table | OutputFormat::Wide if list.nodes.is_empty() => String::new(),
         OutputFormat::Table | OutputFormat::Wide => {
             let now =
@@ -87,6 +83,14 @@ pub(super) async fn run(args: NodesListArgs, client: Client) -> anyhow::Result<E
         }
     }
     Ok(Exit::Done.into())
+}
+
+fn names(nodes: &[NodeView]) -> String {
+    nodes.iter().fold(String::new(), |mut text, node| {
+        text.push_str(node.node_id.as_str());
+        text.push('\n');
+        text
+    })
 }
 
 /// How to draw the table.
@@ -301,8 +305,8 @@ fn size(bytes: u64) -> String {
     match bytes {
         0..GIB => format!("{} MiB", bytes / MIB),
         _ if bytes < 10 * GIB => {
-            let tenths = bytes / (GIB / 10);
-            format!("{}.{} GiB", (tenths / 10).min(9), tenths % 10)
+            let tenths = bytes * 10 / GIB;
+            format!("{}.{} GiB", tenths / 10, tenths % 10)
         }
         _ => format!("{} GiB", bytes / GIB),
     }
