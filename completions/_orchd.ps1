@@ -40,7 +40,7 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--node-id', '--node-id', [CompletionResultType]::ParameterName, 'Name of this node in the fleet [default: the host name]')
             [CompletionResult]::new('--machine-id', '--machine-id', [CompletionResultType]::ParameterName, 'What tells this machine from another one that claims the same name [default: the system''s machine id]')
             [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Address and port to listen on')
-            [CompletionResult]::new('--advertise', '--advertise', [CompletionResultType]::ParameterName, 'Address under which the gateway reaches this agent [default: the listen address; for 0.0.0.0 or [::], the one this host uses towards the control plane]')
+            [CompletionResult]::new('--advertise', '--advertise', [CompletionResultType]::ParameterName, 'Address under which the gateway reaches this agent [default: the listen address; for a wildcard such as 0.0.0.0, the address this host uses towards the control plane]')
             [CompletionResult]::new('--label', '--label', [CompletionResultType]::ParameterName, 'Label of this node; repeatable')
             [CompletionResult]::new('--gpu-fixture', '--gpu-fixture', [CompletionResultType]::ParameterName, 'Read the GPUs from this file instead of from the driver, for tests')
             [CompletionResult]::new('--shutdown-grace', '--shutdown-grace', [CompletionResultType]::ParameterName, 'How long running requests may go on after a stop signal (0s to 24h)')

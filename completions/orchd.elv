@@ -36,7 +36,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --node-id 'Name of this node in the fleet [default: the host name]'
             cand --machine-id 'What tells this machine from another one that claims the same name [default: the system''s machine id]'
             cand --listen 'Address and port to listen on'
-            cand --advertise 'Address under which the gateway reaches this agent [default: the listen address; for 0.0.0.0 or [::], the one this host uses towards the control plane]'
+            cand --advertise 'Address under which the gateway reaches this agent [default: the listen address; for a wildcard such as 0.0.0.0, the address this host uses towards the control plane]'
             cand --label 'Label of this node; repeatable'
             cand --gpu-fixture 'Read the GPUs from this file instead of from the driver, for tests'
             cand --shutdown-grace 'How long running requests may go on after a stop signal (0s to 24h)'

@@ -38,7 +38,7 @@ complete -c orchd -n "__fish_orchd_using_subcommand agent" -l engine -d 'Engine 
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l node-id -d 'Name of this node in the fleet [default: the host name]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l machine-id -d 'What tells this machine from another one that claims the same name [default: the system\'s machine id]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l listen -d 'Address and port to listen on' -r
-complete -c orchd -n "__fish_orchd_using_subcommand agent" -l advertise -d 'Address under which the gateway reaches this agent [default: the listen address; for 0.0.0.0 or [::], the one this host uses towards the control plane]' -r
+complete -c orchd -n "__fish_orchd_using_subcommand agent" -l advertise -d 'Address under which the gateway reaches this agent [default: the listen address; for a wildcard such as 0.0.0.0, the address this host uses towards the control plane]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l label -d 'Label of this node; repeatable' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l gpu-fixture -d 'Read the GPUs from this file instead of from the driver, for tests' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l shutdown-grace -d 'How long running requests may go on after a stop signal (0s to 24h)' -r

@@ -388,8 +388,8 @@ pub struct AgentArgs {
     )]
     pub listen: SocketAddr,
 
-    /// Address under which the gateway reaches this agent [default: the listen address; for 0.0.0.0 or [::], the one
-    /// this host uses towards the control plane]
+    /// Address under which the gateway reaches this agent [default: the listen address; for a wildcard such as 0.0.0.0,
+    /// the address this host uses towards the control plane]
     #[arg(long, value_name = "URL")]
     pub advertise: Option<HttpUrl>,
 

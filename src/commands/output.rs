@@ -164,7 +164,8 @@ fn build(
     for row in rows {
         let cells = shown.iter().map(|&at| {
             let (text, tone) = &row[at];
-            let cell = Cell::new(text);
+            // What a node says of itself must not move the cursor or begin a line.
+            let cell = Cell::new(text.replace(char::is_control, "\u{fffd}"));
             match tone {
                 Tone::Plain => cell,
                 Tone::Good => cell.fg(Color::Green),

@@ -162,6 +162,14 @@ fn colours_follow_the_news_and_do_not_move_the_columns() {
 }
 
 #[test]
+fn control_characters_from_a_node_do_not_reach_the_terminal() {
+    let nodes = [node("gpu-1", &json!({"version": "\u{1b}[2J\n9"}))];
+    let text = draw(&nodes, PLAIN);
+    assert_eq!(text.lines().count(), 3, "{text:?}");
+    assert!(text.ends_with("\u{fffd}[2J\u{fffd}9\n"), "{text:?}");
+}
+
+#[test]
 fn nodes_list_prints_a_plain_table_with_all_columns_into_a_pipe() {
     let fake = Fake::start([step(LIST, 200, &list(&[node("gpu-1", &json!({}))]))]);
     let ran = fake.run(&["nodes", "list"]);
