@@ -1,1 +1,9 @@
-fn main() {}
+//! The executable: sets up what the whole process shares, and hands over.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Fails only when a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    orchd::commands::run(orchd::cli::parse())
+}

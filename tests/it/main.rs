@@ -1,1 +1,9 @@
+//! The integration tests, one binary: what crosses a module or a process boundary.
 
+mod client;
+mod commands;
+mod fake_control_plane;
+mod generated;
+mod layers;
+mod nodes_drain;
+mod nodes_list;

@@ -1,0 +1,493 @@
+//! The typed client of the control API.
+//!
+//! Purpose: the agent and the commands ask the control plane for things in the shared words and get facts back: an
+//! answer, or a [`ClientError`] that says whose fault it was. Invariants: every attempt has a time limit and a fresh
+//! connection, so that a connection that died silently never costs more than one attempt; only an answer that carries
+//! orchd's version header counts as one; the token never shows in an error. Every call it makes is idempotent, so one
+//! that timed out may be made again elsewhere.
+//!
+//! A TLS provider must have been installed in the process before a client is made (`main` does).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{
+    DrainRequest, ErrorBody, ErrorCode, HeartbeatReply, HeartbeatRequest, HttpUrl, NodeId,
+    NodeList, NodeStatus, NodeView, RegisterReply, RegisterRequest, VERSION, VERSION_HEADER,
+};
+
+/// Nodes asked for at a time; the most that the control plane gives by default.
+const PAGE: usize = 1_000;
+/// How much of an unexpected answer an error message shows, in characters.
+const EXCERPT: usize = 120;
+
+/// Why a call got no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection, or no complete answer in time.
+    #[error("cannot reach the control plane at {server}: {}", cause(source))]
+    Unreachable {
+        /// Who was asked.
+        server: HttpUrl,
+        /// What went wrong.
+        source: reqwest::Error,
+    },
+    /// Something answers there, and it is not an orchd control plane.
+    #[error("{server} is not an orchd control plane: {what}")]
+    NotOrchd {
+        /// Who was asked.
+        server: HttpUrl,
+        /// What gives it away.
+        what: String,
+    },
+    /// The control plane says no.
+    #[error("{}", body.message)]
+    Refused {
+        /// Who was asked.
+        server: HttpUrl,
+        /// The HTTP status.
+        status: u16,
+        /// The reason.
+        body: Box<ErrorBody>,
+        /// When asking again may help.
+        retry_after: Option<Duration>,
+    },
+    /// The control plane wants a token, or a better one.
+    #[error("{server} does not accept this request: {message}")]
+    Unauthorized {
+        /// Who was asked.
+        server: HttpUrl,
+        /// 401: who are you; 403: not you.
+        status: u16,
+        /// The reason, in the words of the control plane.
+        message: String,
+    },
+    /// Several servers were tried, and none gave an answer.
+    #[error("none of the {} control planes answers: {}", tried.len(), list(tried))]
+    NoneAnswered {
+        /// What each one did, in the order they were tried.
+        tried: Vec<ClientError>,
+    },
+    /// There is no server to ask.
+    #[error("no control plane is named")]
+    NoServer,
+    /// The token cannot travel in a header.
+    #[error("the token holds characters that a header cannot carry")]
+    BadToken,
+    /// The HTTP client cannot be set up on this machine.
+    #[error("cannot set up an HTTP client: {}", cause(source))]
+    Setup {
+        /// Why.
+        source: reqwest::Error,
+    },
+}
+
+impl ClientError {
+    /// The reason in the words of the API, when there is one.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused { body, .. } => Some(body.code),
+            _ => None,
+        }
+    }
+
+    /// Whether the next server may do better: this one cannot be reached, is something else, or is on its way out.
+    fn try_next(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::NotOrchd { .. })
+            || self.code() == Some(ErrorCode::ShuttingDown)
+    }
+}
+
+/// The innermost reason, without the layers above it, each of which repeats that something failed.
+fn cause(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    let text = innermost.to_string();
+    match text.find(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+fn list(tried: &[ClientError]) -> String {
+    let texts: Vec<String> = tried
+        .iter()
+        .map(|error| match error {
+            ClientError::Unreachable { server, source } => format!("{server}: {}", cause(source)),
+            ClientError::NotOrchd { server, what } => format!("{server}: {what}"),
+            other => other.to_string(),
+        })
+        .collect();
+    texts.join("; ")
+}
+
+/// Which nodes to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodesQuery {
+    /// Only nodes of one of these statuses; empty for all.
+    pub status: Vec<NodeStatus>,
+}
+
+/// A client of one control plane, which may have several addresses. Clones share what they learn.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    servers: Arc<[HttpUrl]>,
+    /// Index of the server that answered last.
+    preferred: Arc<AtomicUsize>,
+}
+
+impl Client {
+    /// A client that tries `servers` in turn, shows `token`, and gives each attempt `attempt_timeout`.
+    ///
+    /// # Errors
+    /// No servers, a token that a header cannot carry, an HTTP client that cannot be set up.
+    pub fn new(
+        servers: Vec<HttpUrl>,
+        token: Option<String>,
+        attempt_timeout: Duration,
+    ) -> Result<Self, ClientError> {
+        if servers.is_empty() {
+            return Err(ClientError::NoServer);
+        }
+        let mut headers = HeaderMap::new();
+        if let Some(token) = token {
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                .map_err(|_| ClientError::BadToken)?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let mut builder = reqwest::Client::builder()
+            .user_agent(format!("orchd/{VERSION}"))
+            .default_headers(headers)
+            .timeout(attempt_timeout)
+            // Control traffic is rare. A fresh connection each time costs little, and a connection whose other end
+            // vanished without a word cannot be picked up again.
+            .pool_max_idle_per_host(0)
+            .tcp_nodelay(true)
+            // The control API never redirects; whatever does is something else, and must not be shown the token twice.
+            .redirect(reqwest::redirect::Policy::none())
+            // Control traffic stays inside; a proxy in the environment is for the way out.
+            .no_proxy();
+        if !servers.iter().any(HttpUrl::is_https) {
+            // Without https no certificate is checked: do not fail on a machine that has no system roots.
+            builder = builder.tls_certs_only([]);
+        }
+        Ok(Self {
+            http: builder
+                .build()
+                .map_err(|source| ClientError::Setup { source })?,
+            servers: servers.into(),
+            preferred: Arc::new(AtomicUsize::new(0)),
+        })
+    }
+
+    /// The server that answered last, or the first one.
+    #[must_use]
+    pub fn server(&self) -> &HttpUrl {
+        &self.servers[self.preferred.load(Ordering::Relaxed) % self.servers.len()]
+    }
+
+    /// Registers a node, or changes its record.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn register(&self, request: &RegisterRequest) -> Result<RegisterReply, ClientError> {
+        self.json(&Call::new(Method::POST, "/v2/nodes/register".to_owned()).body(request))
+            .await
+    }
+
+    /// Sends a heartbeat.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn heartbeat(
+        &self,
+        node: &NodeId,
+        request: &HeartbeatRequest,
+    ) -> Result<HeartbeatReply, ClientError> {
+        self.json(&Call::new(Method::POST, format!("/v2/nodes/{node}/heartbeat")).body(request))
+            .await
+    }
+
+    /// Ends a registration: of this agent process only when `instance` is given, and with all that was asked of the
+    /// node when `forget` is set.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn deregister(
+        &self,
+        node: &NodeId,
+        instance: Option<&str>,
+        forget: bool,
+    ) -> Result<(), ClientError> {
+        let mut call = Call::new(Method::DELETE, format!("/v2/nodes/{node}"));
+        if let Some(instance) = instance {
+            call = call.query("instance_id", instance.to_owned());
+        }
+        if forget {
+            call = call.query("forget", "true".to_owned());
+        }
+        self.ask(&call).await.map(drop)
+    }
+
+    /// Lists nodes: all that match, however many pages they take.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn nodes(&self, query: &NodesQuery) -> Result<NodeList, ClientError> {
+        let mut all = self.nodes_page(query, None).await?;
+        while let Some(after) = all.next.take() {
+            let page = self.nodes_page(query, Some(&after)).await?;
+            if page.next.as_ref().is_some_and(|next| *next <= after) {
+                return Err(self.not_orchd(format!(
+                    "its list of nodes does not end: after {after} it begins again"
+                )));
+            }
+            all.nodes.extend(page.nodes);
+            all.total = page.total;
+            all.next = page.next;
+        }
+        all.count = all.nodes.len();
+        Ok(all)
+    }
+
+    async fn nodes_page(
+        &self,
+        query: &NodesQuery,
+        after: Option<&NodeId>,
+    ) -> Result<NodeList, ClientError> {
+        let mut call =
+            Call::new(Method::GET, "/v2/nodes".to_owned()).query("limit", PAGE.to_string());
+        if !query.status.is_empty() {
+            let words: Vec<&str> = query.status.iter().map(|status| status.as_str()).collect();
+            call = call.query("status", words.join(","));
+        }
+        if let Some(after) = after {
+            call = call.query("after", after.to_string());
+        }
+        self.json(&call).await
+    }
+
+    /// Shows one node.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn node(&self, node: &NodeId) -> Result<NodeView, ClientError> {
+        self.json(&Call::new(Method::GET, format!("/v2/nodes/{node}")))
+            .await
+    }
+
+    /// Asks for a drain; it is durable once this returns.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn drain(
+        &self,
+        node: &NodeId,
+        request: &DrainRequest,
+    ) -> Result<NodeView, ClientError> {
+        self.json(&Call::new(Method::POST, format!("/v2/nodes/{node}/drain")).body(request))
+            .await
+    }
+
+    /// Ends a drain; fine for a node that is not draining.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn undrain(&self, node: &NodeId) -> Result<NodeView, ClientError> {
+        self.json(&Call::new(
+            Method::DELETE,
+            format!("/v2/nodes/{node}/drain"),
+        ))
+        .await
+    }
+
+    async fn json<T: DeserializeOwned>(&self, call: &Call) -> Result<T, ClientError> {
+        let body = self.ask(call).await?;
+        serde_json::from_slice(&body).map_err(|e| {
+            self.not_orchd(format!(
+                "its answer to {} {} does not fit: {e}",
+                call.method, call.path
+            ))
+        })
+    }
+
+    fn not_orchd(&self, what: String) -> ClientError {
+        ClientError::NotOrchd {
+            server: self.server().clone(),
+            what,
+        }
+    }
+
+    /// Asks the servers in turn, beginning with the one that answered last. An answer ends the round, whatever it says.
+    async fn ask(&self, call: &Call) -> Result<Vec<u8>, ClientError> {
+        let count = self.servers.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut tried = Vec::new();
+        for index in (first..first + count).map(|index| index % count) {
+            match self.attempt(&self.servers[index], call).await {
+                Err(error) if error.try_next() => tried.push(error),
+                answer => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return answer;
+                }
+            }
+        }
+        // Somebody who answered in orchd's name, if only to say that it is leaving, says more than those who did not.
+        let said_something = tried.iter().position(|error| error.code().is_some());
+        Err(match (said_something, tried.len()) {
+            (Some(index), _) => tried.swap_remove(index),
+            (None, 1) => tried.remove(0),
+            (None, _) => ClientError::NoneAnswered { tried },
+        })
+    }
+
+    async fn attempt(&self, server: &HttpUrl, call: &Call) -> Result<Vec<u8>, ClientError> {
+        let unreachable = |source: reqwest::Error| ClientError::Unreachable {
+            server: server.clone(),
+            source: source.without_url(),
+        };
+        let mut request = self
+            .http
+            .request(call.method.clone(), server.join(&call.path))
+            .query(&call.query);
+        if let Some(body) = &call.body {
+            request = request
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.clone());
+        }
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status();
+        let ours = response.headers().contains_key(VERSION_HEADER);
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(seconds);
+        let body = response.bytes().await.map_err(unreachable)?.to_vec();
+        if !ours {
+            return Err(ClientError::NotOrchd {
+                server: server.clone(),
+                what: format!("it answers {status} without the header {VERSION_HEADER}"),
+            });
+        }
+        if status.is_success() {
+            return Ok(body);
+        }
+        let refusal = refusal(status, &body);
+        Err(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ClientError::Unauthorized {
+                server: server.clone(),
+                status: status.as_u16(),
+                message: refusal.message,
+            },
+            _ => ClientError::Refused {
+                server: server.clone(),
+                status: status.as_u16(),
+                body: Box::new(refusal),
+                retry_after,
+            },
+        })
+    }
+}
+
+/// One call, as it is made at each server.
+#[derive(Debug)]
+struct Call {
+    method: Method,
+    path: String,
+    query: Vec<(&'static str, String)>,
+    body: Option<Vec<u8>>,
+}
+
+impl Call {
+    fn new(method: Method, path: String) -> Self {
+        Self {
+            method,
+            path,
+            query: Vec::new(),
+            body: None,
+        }
+    }
+
+    fn query(mut self, name: &'static str, value: String) -> Self {
+        self.query.push((name, value));
+        self
+    }
+
+    fn body<T: Serialize>(mut self, body: &T) -> Self {
+        self.body = Some(
+            serde_json::to_vec(body).expect("wire bodies have string keys and finite numbers"),
+        );
+        self
+    }
+}
+
+fn seconds(value: &HeaderValue) -> Option<Duration> {
+    value
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
+}
+
+/// Reads the body of a refusal. A control plane of another version may have a code that this one does not know: then
+/// the status tells the kind, and the word goes into the message rather than being lost.
+fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
+    #[derive(Deserialize)]
+    struct Loose {
+        code: Option<String>,
+        message: Option<String>,
+    }
+
+    if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
+        return body;
+    }
+    let code = match status.as_u16() {
+        400 => ErrorCode::InvalidRequest,
+        404 => ErrorCode::NotFound,
+        405 => ErrorCode::MethodNotAllowed,
+        409 => ErrorCode::NodeIdConflict,
+        413 => ErrorCode::PayloadTooLarge,
+        415 => ErrorCode::UnsupportedMediaType,
+        503 => ErrorCode::StoreUnavailable,
+        _ => ErrorCode::Internal,
+    };
+    let message = match serde_json::from_slice::<Loose>(body) {
+        Ok(Loose {
+            code: Some(word),
+            message: Some(text),
+        }) => format!("{word}: {text}"),
+        Ok(
+            Loose {
+                code: Some(text), ..
+            }
+            | Loose {
+                message: Some(text),
+                ..
+            },
+        ) => text,
+        _ => {
+            let text = String::from_utf8_lossy(body);
+            let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let excerpt: String = line.chars().take(EXCERPT).collect();
+            if excerpt.is_empty() {
+                format!("it answers {status}")
+            } else {
+                format!("it answers {status}: {excerpt}")
+            }
+        }
+    };
+    ErrorBody::new(code, message)
+}

@@ -1,0 +1,83 @@
+//! Generated files equal their generator. `ORCHD_BLESS=1` rewrites them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use orchd::commands::generate;
+
+fn root(directory: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)
+}
+
+fn compare(directory: &str, wanted: &BTreeMap<String, Vec<u8>>) {
+    let directory = root(directory);
+    let there: BTreeMap<String, Vec<u8>> = fs::read_dir(&directory)
+        .into_iter()
+        .flatten()
+        .map(|entry| {
+            let entry = entry.expect("the directory is readable");
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name, fs::read(entry.path()).expect("the file is readable"))
+        })
+        .collect();
+    if &there == wanted {
+        return;
+    }
+    if std::env::var_os("ORCHD_BLESS").is_some() {
+        fs::create_dir_all(&directory).expect("the directory can be made");
+        for name in there.keys().filter(|name| !wanted.contains_key(*name)) {
+            fs::remove_file(directory.join(name)).expect("the file can be removed");
+        }
+        for (name, content) in wanted {
+            fs::write(directory.join(name), content).expect("the file can be written");
+        }
+        return;
+    }
+    let missing: Vec<_> = wanted
+        .keys()
+        .filter(|name| !there.contains_key(*name))
+        .collect();
+    let left_over: Vec<_> = there
+        .keys()
+        .filter(|name| !wanted.contains_key(*name))
+        .collect();
+    let stale: Vec<_> = wanted
+        .iter()
+        .filter(|(name, content)| there.get(*name).is_some_and(|old| old != *content))
+        .map(|(name, _)| name)
+        .collect();
+    panic!(
+        "{} is not what the command line generates; ORCHD_BLESS=1 rewrites it.\n\
+         missing: {missing:?}, left over: {left_over:?}, different: {stale:?}",
+        directory.display()
+    );
+}
+
+#[test]
+fn completion_scripts_equal_their_generator() {
+    compare(
+        "completions",
+        &generate::SHELLS
+            .into_iter()
+            .map(generate::completion_script)
+            .collect(),
+    );
+}
+
+#[test]
+fn manual_pages_equal_their_generator() {
+    let pages = generate::man_pages().expect("pages are written to memory");
+    compare("man", &pages.into_iter().collect());
+}
+
+#[test]
+fn every_verb_has_a_manual_page_with_examples() {
+    for (name, page) in generate::man_pages().expect("pages are written to memory") {
+        let page = String::from_utf8(page).expect("pages are UTF-8");
+        assert!(
+            page.contains(".SH EXAMPLES") || name == "orchd-nodes.1",
+            "{name} has no examples"
+        );
+    }
+}

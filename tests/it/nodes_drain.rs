@@ -1,0 +1,274 @@
+//! `orchd nodes drain` and `undrain`, by the real binary.
+
+use std::process::{Child, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::fake_control_plane::{DRAIN, Fake, NODE, Ran, drain, node, orchd, refusal, step};
+
+#[test]
+fn drain_waits_and_tells_each_change_once_when_piped() {
+    let draining = |n| node("gpu-1", &drain("draining", n, &json!({})));
+    let fake = Fake::start([
+        step(DRAIN, 202, &draining(7)),
+        step(NODE, 200, &draining(7)),
+        step(NODE, 200, &draining(7)),
+        step(NODE, 200, &draining(1)),
+        step(NODE, 200, &draining(0)),
+        step(
+            NODE,
+            200,
+            &node("gpu-1", &drain("drained", 0, &json!({"cut": 2}))),
+        ),
+    ]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1", "--reason", "driver update"]);
+    assert_eq!(
+        (ran.exit, ran.stdout.as_str()),
+        (Some(0), "gpu-1 drained: 5 requests finished, 2 cut\n")
+    );
+    let said: Vec<&str> = ran
+        .stderr
+        .lines()
+        .map(|line| line.split(", after ").next().expect("a first part"))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "gpu-1: 7 requests in flight, 7 at start",
+            "gpu-1: 1 request in flight, 7 at start",
+            "gpu-1: no requests left, waiting for the agent to confirm",
+        ]
+    );
+    let asked = fake.asked();
+    assert_eq!(asked[0].body["reason"], "driver update");
+    let by = asked[0].body["requested_by"].as_str().expect("who asks");
+    assert!(by == "ada" || by.starts_with("ada@"), "{by}");
+}
+
+#[test]
+fn drain_asks_every_node_before_it_waits_for_any() {
+    let of =
+        |name: &str, state: &str, n: u32, changes: &Value| node(name, &drain(state, n, changes));
+    let none = json!({});
+    let fake = Fake::start([
+        step(
+            "POST /v2/nodes/b/drain",
+            202,
+            &of("b", "draining", 1, &none),
+        ),
+        refusal(
+            "POST /v2/nodes/ghost/drain",
+            404,
+            "NODE_NOT_FOUND",
+            "nothing is known of node ghost",
+        ),
+        step(
+            "POST /v2/nodes/a/drain",
+            202,
+            &of("a", "draining", 1, &none),
+        ),
+        step("GET /v2/nodes/b", 200, &of("b", "draining", 1, &none)),
+        step(
+            "GET /v2/nodes/a",
+            200,
+            &of(
+                "a",
+                "drained",
+                0,
+                &json!({"unverified": true, "in_flight_at_start": 1}),
+            ),
+        ),
+        step(
+            "GET /v2/nodes/b",
+            200,
+            &of("b", "drained", 0, &json!({"in_flight_at_start": 0})),
+        ),
+    ]);
+    let ran = fake.run(&["nodes", "drain", "b", "ghost", "a", "b"]);
+    assert_eq!(ran.exit, Some(3), "the first failure is the exit code");
+    assert_eq!(
+        ran.stdout,
+        "a drained: 1 request finished, 0 cut; unverified: its agent did not confirm it\n\
+         b drained: 0 requests finished, 0 cut\n"
+    );
+    assert!(
+        ran.stderr
+            .contains("error: nothing is known of node ghost\n"),
+        "{}",
+        ran.stderr
+    );
+    fake.asked();
+}
+
+#[test]
+fn drain_detached_asks_and_returns() {
+    let fake = Fake::start([step(
+        DRAIN,
+        202,
+        &node("gpu-1", &drain("draining", 3, &json!({}))),
+    )]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1", "--detach"]);
+    assert_eq!(
+        (ran.exit, ran.stdout.as_str()),
+        (Some(0), "gpu-1 draining, 3 requests in flight\n")
+    );
+    assert_eq!(
+        ran.stderr,
+        "hint: wait for it with `orchd nodes drain gpu-1`\n"
+    );
+    fake.asked();
+}
+
+#[test]
+fn drain_gives_up_after_its_timeout_and_says_that_the_drain_goes_on() {
+    let draining = node("gpu-1", &drain("draining", 3, &json!({})));
+    let fake = Fake::start([
+        step(DRAIN, 202, &draining),
+        step(NODE, 200, &draining).again(),
+    ]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1", "--timeout", "600ms"]);
+    assert_eq!((ran.exit, ran.stdout.as_str()), (Some(5), ""));
+    assert!(
+        ran.stderr.ends_with(
+            "error: not drained within 600ms: gpu-1 (3 requests in flight); the drain goes on\n\
+             hint: wait again with `orchd nodes drain gpu-1`\n"
+        ),
+        "{}",
+        ran.stderr
+    );
+    fake.asked();
+}
+
+#[test]
+fn ctrl_c_detaches_from_a_drain_and_says_so() {
+    let draining = node("gpu-1", &drain("draining", 3, &json!({})));
+    let fake = Fake::start([
+        step(DRAIN, 202, &draining),
+        step(NODE, 200, &draining).again(),
+    ]);
+    let child = orchd(&["nodes", "drain", "gpu-1", "--server", fake.url().as_str()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("orchd runs");
+    fake.wait_for(NODE);
+    interrupt(&child);
+    let ran = Ran::from(child.wait_with_output().expect("it ends"));
+    assert_eq!((ran.exit, ran.stdout.as_str()), (Some(130), ""));
+    assert!(
+        ran.stderr.ends_with(
+            "error: interrupted: gpu-1 (3 requests in flight); the drain goes on\n\
+             hint: wait again with `orchd nodes drain gpu-1`\n"
+        ),
+        "{}",
+        ran.stderr
+    );
+    fake.asked();
+}
+
+fn interrupt(child: &Child) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it is running");
+}
+
+#[test]
+fn a_drain_that_somebody_ends_fails_and_a_node_that_leaves_does_not() {
+    let fake = Fake::start([
+        step(
+            DRAIN,
+            202,
+            &node("gpu-1", &drain("draining", 3, &json!({}))),
+        ),
+        step(NODE, 200, &node("gpu-1", &json!({}))),
+    ]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1"]);
+    assert_eq!((ran.exit, ran.stdout.as_str()), (Some(1), ""));
+    assert_eq!(
+        ran.stderr,
+        "error: gpu-1: somebody ended the drain before it was done\n"
+    );
+    fake.asked();
+
+    let fake = Fake::start([
+        step(
+            DRAIN,
+            202,
+            &node("gpu-1", &drain("draining", 0, &json!({}))),
+        ),
+        refusal(
+            NODE,
+            404,
+            "NODE_NOT_FOUND",
+            "nothing is known of node gpu-1",
+        ),
+    ]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1"]);
+    assert_eq!(
+        (ran.exit, ran.stdout.as_str(), ran.stderr.as_str()),
+        (
+            Some(0),
+            "gpu-1 left the fleet while it drained; the drain holds if it returns\n",
+            ""
+        )
+    );
+    fake.asked();
+}
+
+#[test]
+fn a_control_plane_that_goes_away_for_a_moment_does_not_end_the_waiting() {
+    let stopping = || refusal(NODE, 503, "SHUTTING_DOWN", "the process is stopping");
+    let fake = Fake::start([
+        step(
+            DRAIN,
+            202,
+            &node("gpu-1", &drain("draining", 3, &json!({}))),
+        ),
+        stopping(),
+        stopping(),
+        step(NODE, 200, &node("gpu-1", &drain("drained", 0, &json!({})))),
+    ]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1"]);
+    assert_eq!(
+        (ran.exit, ran.stdout.as_str()),
+        (Some(0), "gpu-1 drained: 7 requests finished, 0 cut\n")
+    );
+    assert!(
+        ran.stderr
+            .starts_with("gpu-1: the process is stopping; the drain goes on, asking again, after "),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(ran.stderr.lines().count(), 1);
+    fake.asked();
+}
+
+#[test]
+fn undrain_says_whether_the_node_takes_requests_again() {
+    let fake = Fake::start([
+        step("DELETE /v2/nodes/a/drain", 200, &node("a", &json!({}))),
+        step(
+            "DELETE /v2/nodes/b/drain",
+            200,
+            &node("b", &json!({"status": "Offline", "schedulable": false})),
+        ),
+        refusal(
+            "DELETE /v2/nodes/c/drain",
+            404,
+            "NODE_NOT_FOUND",
+            "nothing is known of node c",
+        ),
+    ]);
+    let ran = fake.run(&["nodes", "undrain", "a", "b", "c"]);
+    assert_eq!(ran.exit, Some(3));
+    assert_eq!(
+        ran.stdout,
+        "a undrained, takes new requests\nb undrained, takes no requests: it is Offline\n"
+    );
+    assert!(
+        ran.stderr
+            .starts_with("error: nothing is known of node c\n"),
+        "{}",
+        ran.stderr
+    );
+    fake.asked();
+}
