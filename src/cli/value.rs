@@ -142,15 +142,16 @@ pub fn name_engines(engines: &[EngineArg]) -> Result<Vec<EngineSpec>, UsageError
 }
 
 fn same_place(a: &HttpUrl, b: &HttpUrl) -> bool {
-    (a.host(), a.port(), a.base_path()) == (b.host(), b.port(), b.base_path())
+    a.origin() == b.origin()
 }
 
 /// `HOST-PORT`, with `-` for every character that pool names do not have.
 fn host_port(url: &HttpUrl) -> PoolId {
     // 128 bytes are the limit of a name; a port takes five of them and its dash one.
     const HOST_BYTES: usize = 122;
-    let host: String = url
-        .host()
+    let origin = url.origin();
+    let host: String = origin
+        .host
         .chars()
         .map(|c| {
             if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
@@ -162,7 +163,7 @@ fn host_port(url: &HttpUrl) -> PoolId {
         .skip_while(|c| !c.is_ascii_alphanumeric())
         .take(HOST_BYTES)
         .collect();
-    let name = format!("{host}-{}", url.port());
+    let name = format!("{host}-{}", origin.port);
     PoolId::new(name.trim_start_matches('-'))
         .expect("made of the characters of a name, and begins with one")
 }

@@ -181,7 +181,7 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             // Control traffic stays inside; a proxy in the environment is for the way out.
             .no_proxy();
-        if !servers.iter().any(HttpUrl::is_https) {
+        if !servers.iter().any(|server| server.origin().https) {
             // Without https no certificate is checked: do not fail on a machine that has no system roots.
             builder = builder.tls_certs_only([]);
         }

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod failure;
 pub mod generate;
+mod logging;
 pub mod nodes;
 pub mod output;
 pub mod serve;

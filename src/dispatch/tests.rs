@@ -425,7 +425,7 @@ proptest! {
     fn claims_never_exceed_slots_nobody_overtakes_and_every_wait_ends(steps in proptest::collection::vec(step(), 1..200)) {
         let mut dispatch = Dispatch::new(Settings { queue_capacity: 64, ..SETTINGS });
         let models = [dispatch.add_model(), dispatch.add_model()];
-        let mut specs = vec![ready(&[models[0]], 2), ready(&[models[0], models[1]], 3), ready(&[models[1]], 1)];
+        let mut specs = [ready(&[models[0]], 2), ready(&[models[0], models[1]], 3), ready(&[models[1]], 1)];
         let pools: Vec<PoolIx> = specs.iter().map(|spec| dispatch.add_pool(at(0), spec.clone())).collect();
         let mut now = at(0);
         let mut held: Vec<Grant> = Vec::new();

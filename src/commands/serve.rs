@@ -1,0 +1,107 @@
+//! `orchd serve`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::cli::ServeArgs;
+use crate::engines::Engine;
+use crate::server::{self, ServeError, Setup};
+use crate::{admission, control};
+
+use super::failure::{Exit, Failure};
+use super::logging;
+
+/// Readings of engines count for two of their longest intervals in HOME: they are read at least every 5 s (contract §4).
+const HOME_SAMPLE_TTL_MS: u64 = 10_000;
+
+/// Runs the control plane until it is told to stop.
+///
+/// # Errors
+/// Why it does not start.
+pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    logging::start();
+    let settings = settings(args)?;
+    let address = settings.listen;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    match runtime.block_on(server::run(settings)) {
+        Ok(()) => Ok(Exit::Done.into()),
+        Err(ServeError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(taken(address))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
+    if !args.listen.ip().is_loopback() {
+        let message = format!(
+            "{} is not a loopback address, and this version has no tokens yet to guard it with",
+            args.listen
+        );
+        let hint = "listen on 127.0.0.1, and put a reverse proxy or an ssh tunnel in front for other machines";
+        return Err(Failure::new(Exit::Usage, message).hint(hint).into());
+    }
+    let millis =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let heartbeat_interval_ms = millis(args.effective_heartbeat_interval());
+    let control = control::Settings {
+        node_timeout_ms: millis(args.node_timeout),
+        heartbeat_interval_ms,
+        stale_check_interval_ms: millis(args.stale_check_interval),
+        restart_grace_ms: millis(args.effective_restart_grace()),
+    };
+    let engines = args.engine_specs()?;
+    let sample_ttl_ms = if args.cloud {
+        2 * heartbeat_interval_ms
+    } else {
+        HOME_SAMPLE_TTL_MS
+    };
+    let setup = if args.cloud {
+        let state_dir = match args.state_dir {
+            Some(dir) => dir,
+            None => directories::ProjectDirs::from("", "", "orchd")
+                .and_then(|dirs| dirs.state_dir().map(ToOwned::to_owned))
+                .context("this user has no home directory to keep the state in; name a directory with --state-dir")?,
+        };
+        Setup::Cloud { state_dir }
+    } else {
+        Setup::Home {
+            engines: engines
+                .into_iter()
+                .map(|spec| Engine {
+                    pool_id: spec.name,
+                    url: spec.url,
+                })
+                .collect(),
+        }
+    };
+    let admission = admission::Settings {
+        queue_capacity: args.admission_capacity as usize,
+        queue_timeout_ms: millis(args.queue_timeout),
+        no_pool_wait_ms: millis(args.no_pool_wait),
+        sample_ttl_ms,
+    };
+    Ok(server::Settings {
+        setup,
+        listen: args.listen,
+        control,
+        admission,
+        shutdown_grace: args.shutdown_grace,
+    })
+}
+
+/// Somebody listens there: who is it, and what to do. llama-server's own default port is the same.
+fn taken(address: SocketAddr) -> anyhow::Error {
+    let failure = Failure::new(
+        Exit::Failed,
+        format!("{address} is taken: another program listens there"),
+    );
+    failure
+        .hint("stop that one, or choose another address with --listen (ORCHD_ADDR)")
+        .into()
+}

@@ -1,0 +1,368 @@
+//! Reading llama.cpp's `llama-server`: `/health`, `/props`, `/slots`, `/v1/models`.
+//!
+//! Measured of it (build 7e4c0a9): while it loads everything is a 503; beyond its slots it queues and `/health` stays
+//! 200; `/slots` may be off (501, 403), may be late while a prompt is processed, and wakes a sleeping server, which
+//! `/props` does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::clock::Clock;
+use crate::types::{EngineKind, Mono, PoolState, PoolStatus, Sample, check_model_id};
+
+use super::{Engine, InFlight, Reading};
+
+/// How long one question may take. An engine answers `/health` within milliseconds whatever it does (measured).
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// `/health` silent for so many rounds is unreachable (contract §4).
+const SILENT_ROUNDS: u32 = 3;
+/// Idle connections are closed by the engine after 5 s (measured).
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// How often an engine that goes on working is asked again what it serves.
+const DESCRIBE_EVERY_MS: u64 = 30_000;
+
+/// What of `/props` is read.
+#[derive(Debug, Deserialize)]
+struct Props {
+    #[serde(default)]
+    total_slots: Option<u32>,
+    #[serde(default)]
+    build_info: Option<String>,
+    #[serde(default)]
+    is_sleeping: Option<bool>,
+    #[serde(default)]
+    default_generation_settings: Generation,
+}
+
+#[derive(Debug, Deserialize, Default)]
+struct Generation {
+    #[serde(default)]
+    n_ctx: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Slot {
+    is_processing: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Models {
+    data: Vec<Model>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Model {
+    id: String,
+    #[serde(default)]
+    aliases: Vec<String>,
+}
+
+/// What an engine said of itself when it was last asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Description {
+    models: Vec<String>,
+    version: Option<String>,
+    slots_total: Option<u32>,
+    n_ctx: Option<u64>,
+}
+
+pub(super) struct Prober {
+    engine: Engine,
+    clock: Clock,
+    in_flight: Option<Arc<InFlight>>,
+    http: reqwest::Client,
+    silent: u32,
+    description: Description,
+    /// `None` when it has to be asked in the next round.
+    described: Option<Mono>,
+    last: PoolState,
+}
+
+/// Why a question has no answer.
+enum Failure {
+    /// Nobody listens, or the connection broke.
+    Refused(String),
+    /// No answer in time.
+    Late,
+    /// Another status than 200.
+    Status(StatusCode),
+    /// Not what a llama-server answers.
+    Strange(String),
+}
+
+impl Prober {
+    pub fn new(
+        engine: Engine,
+        clock: Clock,
+        in_flight: Option<Arc<InFlight>>,
+    ) -> Result<Self, reqwest::Error> {
+        // A proxy of the environment is for the world outside, not for an engine next door.
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(QUESTION_TIMEOUT)
+            .pool_idle_timeout(KEEP_ALIVE)
+            .pool_max_idle_per_host(1)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        Ok(Self {
+            engine,
+            clock,
+            in_flight,
+            http,
+            silent: 0,
+            description: Description::default(),
+            described: None,
+            last: PoolState::Unknown,
+        })
+    }
+
+    /// One round: what the engine is doing now.
+    pub async fn round(&mut self) -> Reading {
+        let begun = self.clock.now();
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.begin();
+        }
+        let (state, detail, busy) = self.look().await;
+        if matches!(state, PoolState::Unreachable | PoolState::Loading) {
+            // Whatever comes up there next may be another engine.
+            self.described = None;
+        }
+        self.last = state;
+        self.reading(state, detail, busy, begun)
+    }
+
+    async fn look(&mut self) -> (PoolState, Option<String>, Option<u32>) {
+        match self.health().await {
+            Ok(()) => self.silent = 0,
+            Err(Failure::Status(StatusCode::SERVICE_UNAVAILABLE)) => {
+                self.silent = 0;
+                return (PoolState::Loading, None, None);
+            }
+            Err(Failure::Refused(why)) => return (PoolState::Unreachable, Some(why), None),
+            Err(Failure::Late) => {
+                self.silent += 1;
+                let usable = matches!(self.last, PoolState::Ready | PoolState::Busy);
+                if self.silent < SILENT_ROUNDS && usable {
+                    return (PoolState::Busy, Some("it answers late".to_owned()), None);
+                }
+                return (
+                    PoolState::Unreachable,
+                    Some("it accepts connections and does not answer".to_owned()),
+                    None,
+                );
+            }
+            Err(Failure::Status(status)) => {
+                let why = format!("/health answers {status}; is this a llama-server?");
+                return (PoolState::Misconfigured, Some(why), None);
+            }
+            Err(Failure::Strange(why)) => return (PoolState::Misconfigured, Some(why), None),
+        }
+        let props: Option<Props> = self.ask("/props").await.ok();
+        let asleep = props
+            .as_ref()
+            .and_then(|props| props.is_sleeping)
+            .unwrap_or(false);
+        self.describe(props.as_ref()).await;
+        if asleep {
+            return (PoolState::Sleeping, None, Some(0));
+        }
+        match self.ask::<Vec<Slot>>("/slots").await {
+            Ok(slots) => {
+                let busy = slots.iter().filter(|slot| slot.is_processing).count();
+                let total = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+                let busy = u32::try_from(busy).unwrap_or(u32::MAX);
+                self.description.slots_total = Some(total.max(1));
+                let state = if busy >= total {
+                    PoolState::Busy
+                } else {
+                    PoolState::Ready
+                };
+                (state, None, Some(busy))
+            }
+            Err(Failure::Late) => (
+                PoolState::Busy,
+                Some("/slots answers late".to_owned()),
+                None,
+            ),
+            Err(Failure::Status(status)) if status != StatusCode::SERVICE_UNAVAILABLE => (
+                PoolState::Ready,
+                Some("/slots is off: work sent past orchd is not seen".to_owned()),
+                None,
+            ),
+            Err(Failure::Status(_)) => (PoolState::Loading, None, None),
+            Err(Failure::Refused(why)) => (PoolState::Unreachable, Some(why), None),
+            Err(Failure::Strange(why)) => (PoolState::Ready, Some(why), None),
+        }
+    }
+
+    async fn health(&self) -> Result<(), Failure> {
+        self.get("/health").await.map(drop)
+    }
+
+    /// Asks what it serves, when that may have changed.
+    async fn describe(&mut self, props: Option<&Props>) {
+        if let Some(props) = props {
+            self.description.version.clone_from(&props.build_info);
+            self.description.slots_total = props.total_slots.or(self.description.slots_total);
+            self.description.n_ctx = props
+                .default_generation_settings
+                .n_ctx
+                .or(self.description.n_ctx);
+        }
+        let now = self.clock.now();
+        if self
+            .described
+            .is_some_and(|at| now.since(at) < DESCRIBE_EVERY_MS)
+        {
+            return;
+        }
+        if let Ok(models) = self.ask::<Models>("/v1/models").await {
+            self.description.models = listed(&models);
+            self.described = Some(now);
+        }
+    }
+
+    async fn get(&self, path: &str) -> Result<reqwest::Response, Failure> {
+        let response = self
+            .http
+            .get(self.engine.url.join(path))
+            .send()
+            .await
+            .map_err(|e| failure(&e))?;
+        if response.status() == StatusCode::OK {
+            Ok(response)
+        } else {
+            Err(Failure::Status(response.status()))
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let bytes = self
+            .get(path)
+            .await?
+            .bytes()
+            .await
+            .map_err(|e| failure(&e))?;
+        serde_json::from_slice(&bytes).map_err(|e| {
+            Failure::Strange(format!("{path} is not what a llama-server answers: {e}"))
+        })
+    }
+
+    fn reading(
+        &self,
+        state: PoolState,
+        detail: Option<String>,
+        busy: Option<u32>,
+        begun: Mono,
+    ) -> Reading {
+        let Description {
+            models,
+            version,
+            slots_total,
+            n_ctx,
+        } = self.description.clone();
+        let ready = matches!(
+            state,
+            PoolState::Ready | PoolState::Busy | PoolState::Sleeping
+        ) && !models.is_empty();
+        let ours = self.in_flight.as_ref().map(|in_flight| in_flight.peak());
+        let sample = busy.zip(slots_total).map(|(busy, slots_total)| Sample {
+            slots_total,
+            busy,
+            ours,
+            begun: Some(begun),
+        });
+        // Without a reading of its slots, what this process has there is all that is known.
+        let busy = busy
+            .or(ours)
+            .or((state == PoolState::Busy).then_some(slots_total.unwrap_or(1)));
+        let free = |total: u32| total.saturating_sub(busy.unwrap_or(0));
+        let status = PoolStatus {
+            pool_id: self.engine.pool_id.clone(),
+            ready,
+            draining: false,
+            slots_free: slots_total.map(free),
+            slots_total,
+            vram_free_bytes: None,
+            engine: Some(EngineKind::LlamaCpp.as_str().to_owned()),
+            url: None,
+            state,
+            models_available: models,
+            engine_version: version,
+            n_ctx,
+            in_flight: ours,
+            detail,
+        };
+        Reading { status, sample }
+    }
+}
+
+fn failure(error: &reqwest::Error) -> Failure {
+    if error.is_timeout() {
+        return Failure::Late;
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Failure::Refused(cause.to_string())
+}
+
+/// Ids and aliases as they are listed. An engine without `--alias` calls its model by the path of its file, which differs
+/// from host to host: it is listed by the file's name, without `.gguf` and without the number of a shard.
+fn listed(models: &Models) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for name in models
+        .data
+        .iter()
+        .flat_map(|model| std::iter::once(&model.id).chain(&model.aliases))
+    {
+        let name = listed_name(name);
+        if check_model_id(&name).is_ok() && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn listed_name(id: &str) -> String {
+    let Some(path) = id.strip_suffix(".gguf") else {
+        return id.to_owned();
+    };
+    let file = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    // llama.cpp's own pattern: NAME-00001-of-00003.gguf
+    let is_number = |part: &str| part.len() == 5 && part.bytes().all(|b| b.is_ascii_digit());
+    let unsharded = file.rsplit_once("-of-").and_then(|(rest, of)| {
+        let (name, number) = rest.rsplit_once('-')?;
+        (is_number(of) && is_number(number)).then_some(name)
+    });
+    unsharded.unwrap_or(file).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_listed_by_alias_or_by_the_name_of_their_file() {
+        assert_eq!(listed_name("qwen3-8b"), "qwen3-8b");
+        assert_eq!(listed_name("org/model:Q4"), "org/model:Q4");
+        assert_eq!(
+            listed_name("/models/SmolLM2-135M.Q4_1.gguf"),
+            "SmolLM2-135M.Q4_1"
+        );
+        assert_eq!(listed_name("C:\\models\\big-00001-of-00003.gguf"), "big");
+        assert_eq!(listed_name("a-1-of-3.gguf"), "a-1-of-3");
+        let models = Models {
+            data: vec![Model {
+                id: "m".into(),
+                aliases: vec!["m".into(), "other".into(), "b\nad".into()],
+            }],
+        };
+        assert_eq!(listed(&models), ["m", "other"]);
+    }
+}

@@ -1,0 +1,135 @@
+//! Readers of inference servers.
+//!
+//! Purpose: say, again and again, what an engine is and how many of its slots are taken, as a [`PoolStatus`] and a
+//! [`Sample`]. Invariants: a reader never wakes a sleeping engine and never holds a slot; an engine that answers late
+//! because it works is busy, not broken; every round says something. Called by `agent`, and by `server` for the engines
+//! of the HOME profile.
+
+mod llamacpp;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::clock::Clock;
+use crate::types::{HttpUrl, PoolId, PoolState, PoolStatus, Sample};
+
+/// How often an engine is read while it works, loads or is away, and while it idles (contract §4).
+const WORKING: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(5);
+/// How often while it loads: its model may be there in a moment.
+const LOADING: Duration = Duration::from_millis(250);
+
+/// An engine to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    /// Its name within the node.
+    pub pool_id: PoolId,
+    /// Where it listens.
+    pub url: HttpUrl,
+}
+
+/// The requests that this process itself has at an engine. Counted by whoever sends them, read by the prober.
+#[derive(Debug, Default)]
+pub struct InFlight {
+    now: AtomicU32,
+    peak: AtomicU32,
+}
+
+impl InFlight {
+    /// One more, until the guard is dropped.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> InFlightGuard {
+        let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
+        self.peak.fetch_max(now, Ordering::AcqRel);
+        InFlightGuard(Arc::clone(self))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn now(&self) -> u32 {
+        self.now.load(Ordering::Acquire)
+    }
+
+    /// A reading begins: the highest number is counted from here.
+    fn begin(&self) {
+        self.peak.store(self.now(), Ordering::Release);
+    }
+
+    /// The highest number since the reading began.
+    fn peak(&self) -> u32 {
+        self.peak.load(Ordering::Acquire)
+    }
+}
+
+/// One request in flight.
+#[derive(Debug)]
+pub struct InFlightGuard(Arc<InFlight>);
+
+impl Drop for InFlightGuard {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What one round of reading an engine found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// The pool as it is to be reported.
+    pub status: PoolStatus,
+    /// Its slots, when they could be read.
+    pub sample: Option<Sample>,
+}
+
+/// Reads an engine until the receiver is gone. `in_flight` is the reader's own requests there, where it is the one who
+/// sends them all.
+pub async fn watch(
+    engine: Engine,
+    clock: Clock,
+    in_flight: Option<Arc<InFlight>>,
+    readings: mpsc::Sender<Reading>,
+) {
+    let mut prober = match llamacpp::Prober::new(engine.clone(), clock, in_flight.clone()) {
+        Ok(prober) => prober,
+        Err(e) => {
+            warn!(pool_id = %engine.pool_id, error = %e, "cannot read this engine");
+            return;
+        }
+    };
+    let mut last: Option<PoolState> = None;
+    loop {
+        let reading = prober.round().await;
+        let state = reading.status.state;
+        let steady = |s: PoolState| {
+            if s == PoolState::Busy {
+                PoolState::Ready
+            } else {
+                s
+            }
+        };
+        if last.map(steady) != Some(steady(state)) {
+            let detail = reading.status.detail.as_deref().unwrap_or("-");
+            info!(pool_id = %engine.pool_id, url = %engine.url, state = state.as_str(), detail, "engine changed");
+            last = Some(state);
+        }
+        let taken = reading.sample.is_some_and(|sample| sample.busy > 0);
+        let ours = in_flight
+            .as_ref()
+            .is_some_and(|in_flight| in_flight.now() > 0);
+        let pause = match state {
+            PoolState::Loading => LOADING,
+            PoolState::Ready | PoolState::Sleeping if !taken && !ours => IDLE,
+            _ => WORKING,
+        };
+        if readings.send(reading).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = readings.closed() => return,
+        }
+    }
+}

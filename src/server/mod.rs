@@ -1,0 +1,152 @@
+//! `orchd serve`: bind, open the store, serve, stop.
+//!
+//! Purpose: put the faces in front of the control plane and keep them there. Invariants: the port is bound before
+//! anything else happens; `/readyz` is 200 only while everything is open; a stop refuses new work first and cuts nobody
+//! off within the grace. Called by `commands::serve`.
+
+mod face;
+mod home;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::admission::{self, Admission};
+use crate::api::{Api, Profile, Readiness};
+use crate::clock::Clock;
+use crate::control::{self, Control};
+use crate::engines::Engine;
+use crate::gateway::Gateway;
+use crate::listen::{self, Workers};
+use crate::relay::Peer;
+use crate::store::{MemoryStore, SqliteStore, Store, StoreError};
+use crate::types::VERSION;
+
+use face::Face;
+
+/// What the process is for, and what that takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Setup {
+    /// One machine: its engines.
+    Home {
+        /// Watched by this process.
+        engines: Vec<Engine>,
+    },
+    /// A fleet.
+    Cloud {
+        /// Where the store is.
+        state_dir: PathBuf,
+    },
+}
+
+/// All of `orchd serve`.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The profile.
+    pub setup: Setup,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Periods of the control plane.
+    pub control: control::Settings,
+    /// Periods and bounds of the queues.
+    pub admission: admission::Settings,
+    /// How long running requests may go on after a stop.
+    pub shutdown_grace: Duration,
+}
+
+/// Why the server does not start, or stops.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A thread, a signal handler or a descriptor.
+    #[error("the system refuses what a server needs: {0}")]
+    System(#[source] io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT, then lets what runs finish.
+///
+/// # Errors
+/// Why it did not start.
+pub async fn run(settings: Settings) -> Result<(), ServeError> {
+    let address = settings.listen;
+    let listener = listen::bind(address).map_err(|source| ServeError::Bind { address, source })?;
+    let address = listener.local_addr().map_err(ServeError::System)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
+
+    let (profile, peer, store): (Profile, Peer, Box<dyn Store>) = match &settings.setup {
+        Setup::Home { .. } => (
+            Profile::Home,
+            Peer::Engine,
+            Box::new(MemoryStore::default()),
+        ),
+        Setup::Cloud { state_dir } => (
+            Profile::Cloud,
+            Peer::Agent,
+            Box::new(SqliteStore::open(state_dir)?),
+        ),
+    };
+    let clock = Clock::new();
+    let admission = Admission::new(clock, settings.admission);
+    let control = Control::start(clock, settings.control, Arc::clone(&admission), store)?;
+    tokio::spawn(Arc::clone(&admission).drive());
+    tokio::spawn(Arc::clone(&control).reap());
+
+    let readiness = Arc::new(Readiness::default());
+    let api = Api {
+        control: Arc::clone(&control),
+        profile,
+        readiness: Arc::clone(&readiness),
+    };
+    let gateway = Gateway::new(clock, Arc::clone(&admission), peer);
+    let face = Face::new(api.router(), gateway);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let workers =
+        Workers::spawn("orchd-serve", &listener, threads, &face).map_err(ServeError::System)?;
+    drop(listener);
+    if let Setup::Home { engines } = settings.setup {
+        home::watch(&control, clock, engines).await;
+    }
+    readiness.set(true);
+    info!(
+        version = VERSION,
+        profile = profile.as_str(),
+        "listening on http://{address}"
+    );
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!(
+        grace_s = settings.shutdown_grace.as_secs(),
+        "stopping: running requests may finish; another signal ends them"
+    );
+    readiness.set(false);
+    admission.close();
+    let stop = tokio::task::spawn_blocking(move || workers.stop(settings.shutdown_grace));
+    tokio::select! {
+        _ = stop => {}
+        _ = terminate.recv() => warn!("a second signal: ending at once"),
+        _ = interrupt.recv() => warn!("a second signal: ending at once"),
+    }
+    // The lane blocks on the disk; nothing else is left to run meanwhile.
+    control.stop();
+    info!("stopped");
+    Ok(())
+}
