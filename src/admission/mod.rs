@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Clock;
-use crate::dispatch::{self, Dispatch, Grant, ModelIx, Offer, PoolCounts, PoolIx, Ticket, Verdict};
+use crate::dispatch::{self, Dispatch, Grant, Offer, PoolCounts, PoolIx, Ticket, Verdict};
 use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
 
-pub use crate::dispatch::Settings;
+pub use crate::dispatch::{ModelIx, Settings};
 pub use directory::{ModelView, PoolRoute, Upstream};
 pub use permit::Permit;
 

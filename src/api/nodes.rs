@@ -206,11 +206,7 @@ pub(super) async fn get(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<NodeView>, ApiError> {
-    let id = node_id(&id)?;
-    api.control.node(&id).map(Json).ok_or_else(|| {
-        let unknown = crate::registry::Refusal::UnknownNode { node_id: id };
-        crate::control::ControlError::from(unknown).into()
-    })
+    Ok(Json(api.control.node(&node_id(&id)?)?))
 }
 
 pub(super) async fn drain(

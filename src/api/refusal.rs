@@ -4,8 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::control::ControlError;
-use crate::registry::Refusal;
+use crate::control::{ControlError, Refusal};
 use crate::types::{ErrorBody, ErrorCode, Millis};
 
 /// When to come back after a refusal whose end cannot be foreseen.

@@ -1,7 +1,121 @@
-//! x
-use crate::cli::{AgentArgs, ConnectArgs};
+//! `orchd agent`.
+
 use std::process::ExitCode;
-/// x
-pub fn run(_args: AgentArgs, _connect: ConnectArgs) -> anyhow::Result<ExitCode> {
-    unimplemented!()
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::agent::{self, AgentError, End};
+use crate::cli::{AgentArgs, ConnectArgs};
+use crate::client::Client;
+use crate::engines::Engine;
+use crate::types::NodeId;
+
+use super::failure::{Exit, Failure};
+use super::logging;
+
+/// How long one call to a control plane may take (contract §4).
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Runs the agent until it is told to stop, or until its name belongs to somebody else.
+///
+/// # Errors
+/// Why it does not start, or why it ended.
+pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
+    logging::start();
+    let token = connect.token();
+    let host = sysinfo::System::host_name().ok();
+    if !args.listen.ip().is_loopback() {
+        let message = format!(
+            "{} is not a loopback address, and this version has no tokens yet to guard it with",
+            args.listen
+        );
+        let hint = "listen on 127.0.0.1, and let a reverse proxy or an ssh tunnel lead to it (--advertise)";
+        return Err(Failure::new(Exit::Usage, message).hint(hint).into());
+    }
+    let settings = agent::Settings {
+        client: Client::new(connect.servers, token, ATTEMPT_TIMEOUT)?,
+        node_id: node_id(args.node_id.clone(), host.as_deref())?,
+        machine_id: args
+            .machine_id
+            .as_ref()
+            .map_or_else(|| machine_id(host.as_deref()), |id| id.0.clone()),
+        listen: args.listen,
+        advertise: args.advertise.clone(),
+        labels: args.label_map()?,
+        engines: args
+            .engine_specs()?
+            .into_iter()
+            .map(|spec| Engine {
+                pool_id: spec.name,
+                url: spec.url,
+            })
+            .collect(),
+        gpu_fixture: args.gpu_fixture,
+        shutdown_grace: args.shutdown_grace,
+    };
+    let name = settings.node_id.clone();
+    let address = settings.listen;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match runtime.block_on(agent::run(settings)) {
+        Ok(End::Stopped) => Ok(Exit::Done.into()),
+        Ok(End::Superseded) => {
+            let message =
+                format!("another agent has registered as node {name} since; this one ends");
+            Err(Failure::new(Exit::Refused, message)
+                .hint("run one agent per node, or give each its own --node-id")
+                .into())
+        }
+        Ok(End::NameTaken) => {
+            let message = format!("another machine is node {name}, and it is alive");
+            Err(Failure::new(Exit::Refused, message)
+                .hint("give this machine another name with --node-id")
+                .into())
+        }
+        Err(AgentError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+            let failure = Failure::new(
+                Exit::Failed,
+                format!("{address} is taken: another program listens there"),
+            );
+            Err(failure
+                .hint("stop that one, or choose another address with --listen")
+                .into())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn node_id(given: Option<NodeId>, host: Option<&str>) -> Result<NodeId, Failure> {
+    if let Some(node_id) = given {
+        return Ok(node_id);
+    }
+    let host = host.unwrap_or_default();
+    NodeId::new(host).map_err(|e| {
+        let message = format!("the host name {host:?} cannot be the name of a node: it {e}");
+        Failure::new(Exit::Usage, message).hint("name the node with --node-id")
+    })
+}
+
+/// The system's machine id, hashed: it is not to be shown outside its machine (machine-id(5)). A system without one is
+/// told by its host name.
+fn machine_id(host: Option<&str>) -> String {
+    let read = |path| {
+        std::fs::read_to_string(path)
+            .ok()
+            .filter(|id: &String| !id.trim().is_empty())
+    };
+    let Some(id) = read("/etc/machine-id").or_else(|| read("/var/lib/dbus/machine-id")) else {
+        return host.unwrap_or("unknown").to_owned();
+    };
+    let digest = Sha256::new()
+        .chain_update(b"orchd")
+        .chain_update(id.trim().as_bytes())
+        .finalize();
+    digest
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -18,7 +18,7 @@ use tracing::info;
 
 use crate::admission::{Admission, PoolRoute};
 use crate::clock::Clock;
-use crate::registry::{self, Intent, Moved, Node, Refusal, Registry};
+use crate::registry::{self, Intent, Moved, Node, Registry};
 use crate::store::{Store, StoreError};
 use crate::types::{
     DrainRequest, HeartbeatReply, HeartbeatRequest, Millis, NodeId, NodeStatus, NodeView, PoolId,
@@ -27,6 +27,7 @@ use crate::types::{
 
 use lane::Order;
 
+pub use crate::registry::Refusal;
 pub use views::NodeFilter;
 
 /// Periods of the control plane.

@@ -9,7 +9,7 @@ use crate::types::{
     PoolView,
 };
 
-use super::Control;
+use super::{Control, ControlError, Refusal};
 
 /// Which nodes a list is to hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -77,13 +77,16 @@ impl Control {
     }
 
     /// One registered node.
-    #[must_use]
-    pub fn node(&self, node_id: &NodeId) -> Option<NodeView> {
+    ///
+    /// # Errors
+    /// It is not registered.
+    pub fn node(&self, node_id: &NodeId) -> Result<NodeView, ControlError> {
         let registry = self.registry();
-        let node = registry
-            .node(node_id)
-            .filter(|node| !node.record.departed)?;
-        Some(self.show(self.clock.both(), node_id, node))
+        let registered = registry.node(node_id).filter(|node| !node.record.departed);
+        let node = registered.ok_or_else(|| Refusal::UnknownNode {
+            node_id: node_id.clone(),
+        })?;
+        Ok(self.show(self.clock.both(), node_id, node))
     }
 
     /// Every pool, sorted by node, then by name.

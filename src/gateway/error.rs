@@ -4,6 +4,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use crate::admission::Refused;
+use crate::relay::CollectError;
 use crate::types::Millis;
 
 use super::GatewayBody;
@@ -22,20 +23,8 @@ pub enum GatewayError {
         detail: String,
     },
     /// The body could not be read.
-    #[error("the request body could not be read: {detail}")]
-    Body {
-        /// What went wrong.
-        detail: String,
-    },
-    /// The body stopped coming.
-    #[error("the request body stopped coming; send it without a pause of 30 s")]
-    SlowBody,
-    /// The body is too large.
-    #[error("the request body is larger than {limit} bytes")]
-    TooLarge {
-        /// The most that is accepted.
-        limit: usize,
-    },
+    #[error(transparent)]
+    Body(#[from] CollectError),
     /// `model` is not a model id.
     #[error("`model` is not a model id: {detail}")]
     BadModel {
@@ -89,10 +78,10 @@ impl GatewayError {
         let invalid = "invalid_request_error";
         match self {
             Self::NotJson { .. } => (StatusCode::BAD_REQUEST, invalid, "invalid_json"),
-            Self::Body { .. } | Self::SlowBody => {
-                (StatusCode::BAD_REQUEST, invalid, "incomplete_body")
+            Self::Body(CollectError::TooLarge { .. }) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, invalid, "request_too_large")
             }
-            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, invalid, "request_too_large"),
+            Self::Body(_) => (StatusCode::BAD_REQUEST, invalid, "incomplete_body"),
             Self::BadModel { .. } => (StatusCode::BAD_REQUEST, invalid, "invalid_model"),
             Self::NoModel { .. } => (StatusCode::BAD_REQUEST, invalid, "missing_model"),
             Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, invalid, "model_not_found"),

@@ -15,15 +15,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tracing::{debug, info};
 
-use crate::admission::{Admission, Ask, Permit};
+use crate::admission::{Admission, Ask, ModelIx, Permit};
 use crate::clock::Clock;
-use crate::dispatch::ModelIx;
-use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
+use crate::relay::{self, Load, Outgoing, RelayBody, SendError};
 use crate::types::{Mono, REFUSED_HEADER, UnixMs};
 
+pub use crate::relay::Peer;
 pub use answer::GatewayBody;
 pub use error::GatewayError;
 
@@ -179,7 +178,7 @@ impl Gateway {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (parts, body) = request.into_parts();
-        let body = collect(body).await?;
+        let body = relay::collect(body, MAX_BODY_BYTES, BODY_IDLE).await?;
         let peek = Peek::read(&body)?;
         let model = self.resolve(peek.model.as_deref())?;
         let mut headers = parts.headers;
@@ -338,38 +337,4 @@ fn is_fault<B>(response: &Response<B>) -> bool {
         StatusCode::SERVICE_UNAVAILABLE,
     ];
     busy.contains(&response.status()) || response.headers().contains_key(REFUSED_HEADER)
-}
-
-/// All of a request's body, within its bounds.
-async fn collect<B>(body: B) -> Result<Bytes, GatewayError>
-where
-    B: http_body::Body<Data = Bytes> + Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let mut body = std::pin::pin!(Limited::new(body, MAX_BODY_BYTES));
-    let mut chunks: Vec<Bytes> = Vec::new();
-    loop {
-        let frame = tokio::time::timeout(BODY_IDLE, body.frame())
-            .await
-            .map_err(|_| GatewayError::SlowBody)?;
-        match frame {
-            None => break,
-            Some(Ok(frame)) => chunks.extend(frame.into_data()),
-            Some(Err(e)) if e.is::<LengthLimitError>() => {
-                return Err(GatewayError::TooLarge {
-                    limit: MAX_BODY_BYTES,
-                });
-            }
-            Some(Err(e)) => {
-                return Err(GatewayError::Body {
-                    detail: e.to_string(),
-                });
-            }
-        }
-    }
-    Ok(match chunks.len() {
-        0 => Bytes::new(),
-        1 => chunks.remove(0),
-        _ => chunks.concat().into(),
-    })
 }

@@ -21,9 +21,8 @@ use crate::api::{Api, Profile, Readiness};
 use crate::clock::Clock;
 use crate::control::{self, Control};
 use crate::engines::Engine;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Peer};
 use crate::listen::{self, Workers};
-use crate::relay::Peer;
 use crate::store::{MemoryStore, SqliteStore, Store, StoreError};
 use crate::types::VERSION;
 

@@ -1,0 +1,282 @@
+//! The door to the engines of this machine: `/pools/{pool_id}/…` is relayed, so that engines may stay on loopback.
+//!
+//! Invariants: a stream that is relayed is cut only when its client leaves or its engine does; what the proxy itself
+//! refuses is marked with `x-orchd-refused`, so that a gateway never takes it for the engine's word.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::sync::Notify;
+use tracing::info;
+
+use crate::engines::{InFlight, InFlightGuard};
+use crate::listen::Handler;
+use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
+use crate::types::{NodeId, Origin, PoolId, REFUSED_HEADER, VERSION, VERSION_HEADER};
+
+/// Largest request body (contract §5).
+const MAX_BODY_BYTES: usize = 64 << 20;
+/// A client that sends nothing of its body for so long is not going to.
+const BODY_IDLE: Duration = Duration::from_secs(30);
+
+/// One engine behind the door.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub origin: Origin,
+    pub in_flight: Arc<InFlight>,
+}
+
+/// What the serving threads share.
+pub(super) struct Shared {
+    pub node_id: NodeId,
+    pub doors: HashMap<PoolId, Door>,
+    /// No new work.
+    pub stopping: AtomicBool,
+    /// The last request has ended.
+    pub quiet: Notify,
+}
+
+impl Shared {
+    /// Requests that run.
+    pub fn in_flight(&self) -> u32 {
+        self.doors.values().map(|door| door.in_flight.now()).sum()
+    }
+}
+
+/// The handler of the serving threads.
+#[derive(Clone)]
+pub(super) struct Proxy(pub Arc<Shared>);
+
+/// A request as the relay carries it.
+pub(super) struct Carried {
+    guard: Option<InFlightGuard>,
+    shared: Arc<Shared>,
+}
+
+impl Carried {
+    fn end(&mut self) {
+        if self.guard.take().is_some() && self.shared.in_flight() == 0 {
+            self.shared.quiet.notify_one();
+        }
+    }
+}
+
+impl Load for Carried {
+    fn answering(&mut self) {}
+
+    fn done(&mut self) {
+        self.end();
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The proxy's own refusals: the word for the gateway, and the status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    Stopping,
+    EngineUnreachable,
+    UnknownPool,
+    BadBody,
+}
+
+impl Refused {
+    fn table(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Stopping => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "stopping",
+                "this agent is stopping; ask another node",
+            ),
+            Self::EngineUnreachable => (
+                StatusCode::BAD_GATEWAY,
+                "engine_unreachable",
+                "the engine does not answer",
+            ),
+            Self::UnknownPool => (
+                StatusCode::NOT_FOUND,
+                "unknown_pool",
+                "this agent has no such pool",
+            ),
+            Self::BadBody => (
+                StatusCode::BAD_REQUEST,
+                "bad_body",
+                "the request body is too large or stopped coming",
+            ),
+        }
+    }
+
+    fn response(self) -> Response<ProxyBody> {
+        let (status, code, message) = self.table();
+        let mut response = own(
+            status,
+            &json!({"error": {"message": message, "type": "server_error", "code": code}}),
+        );
+        response.headers_mut().insert(
+            HeaderName::from_static(REFUSED_HEADER),
+            HeaderValue::from_static(code),
+        );
+        if self == Self::Stopping {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn own(status: StatusCode, value: &serde_json::Value) -> Response<ProxyBody> {
+    let mut response = Response::new(ProxyBody::Own(Some(value.to_string().into())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+impl Proxy {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<ProxyBody>, Refused> {
+        let path = request.uri().path();
+        if let Some(rest) = path.strip_prefix("/pools/") {
+            let (pool_id, _) = rest.split_once('/').unwrap_or((rest, ""));
+            let door = self.0.doors.get(pool_id).ok_or(Refused::UnknownPool)?;
+            if self.0.stopping.load(Ordering::Acquire) {
+                return Err(Refused::Stopping);
+            }
+            let pool_id = pool_id.to_owned();
+            return self.relay(request, &pool_id, door).await;
+        }
+        let shared = &self.0;
+        Ok(match (request.method(), path) {
+            (&Method::GET, "/health") => own(
+                StatusCode::OK,
+                &json!({"status": "ok", "version": VERSION, "node_id": shared.node_id, "in_flight": shared.in_flight()}),
+            ),
+            _ => own(
+                StatusCode::NOT_FOUND,
+                &json!({"error": {"message": format!("there is no {path}")}}),
+            ),
+        })
+    }
+
+    async fn relay(
+        &self,
+        request: Request<Incoming>,
+        pool_id: &str,
+        door: &Door,
+    ) -> Result<Response<ProxyBody>, Refused> {
+        let carried = Carried {
+            guard: Some(door.in_flight.enter()),
+            shared: Arc::clone(&self.0),
+        };
+        let (parts, body) = request.into_parts();
+        let body = relay::collect(body, MAX_BODY_BYTES, BODY_IDLE)
+            .await
+            .map_err(|e| {
+                info!(pool_id, error = %e, "a request could not be read");
+                Refused::BadBody
+            })?;
+        let mut headers = parts.headers;
+        relay::end_to_end(&mut headers);
+        // Meant for this agent, not for the engine.
+        headers.remove(header::AUTHORIZATION);
+        let path = parts
+            .uri
+            .path_and_query()
+            .map_or("/", http::uri::PathAndQuery::as_str);
+        let path = path["/pools/".len() + pool_id.len()..].to_owned();
+        let path = if path.starts_with('/') {
+            path
+        } else {
+            format!("/{path}")
+        };
+        let outgoing = Outgoing {
+            method: parts.method,
+            path,
+            headers,
+            body,
+        };
+        match relay::send(&door.origin, Peer::Engine, &outgoing, carried).await {
+            Ok(mut response) => {
+                relay::end_to_end(response.headers_mut());
+                // Only this proxy says so.
+                response.headers_mut().remove(REFUSED_HEADER);
+                Ok(response.map(ProxyBody::Relayed))
+            }
+            Err((error, _)) => {
+                let never_sent = matches!(error, SendError::Connect { .. });
+                info!(pool_id, %error, never_sent, "the engine did not answer a request");
+                Err(Refused::EngineUnreachable)
+            }
+        }
+    }
+}
+
+impl Handler for Proxy {
+    type Body = ProxyBody;
+
+    async fn handle(&self, request: Request<Incoming>) -> Response<ProxyBody> {
+        let mut response = self.answer(request).await.unwrap_or_else(Refused::response);
+        response.headers_mut().insert(
+            HeaderName::from_static(VERSION_HEADER),
+            HeaderValue::from_static(VERSION),
+        );
+        response
+    }
+
+    fn panicked(&self) -> Response<ProxyBody> {
+        own(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &json!({"error": {"message": "the agent failed; its log says more"}}),
+        )
+    }
+}
+
+/// An answer of the proxy: its own, or an engine's as it comes.
+pub(super) enum ProxyBody {
+    Own(Option<Bytes>),
+    Relayed(RelayBody<Carried>),
+}
+
+impl Body for ProxyBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Relayed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Relayed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Relayed(body) => body.size_hint(),
+        }
+    }
+}
