@@ -4,6 +4,8 @@ mod client;
 mod commands;
 mod fake_control_plane;
 mod generated;
+mod journey_home;
 mod layers;
 mod nodes_drain;
 mod nodes_list;
+mod support;

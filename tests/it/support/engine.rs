@@ -1,0 +1,123 @@
+//! The real `llama-server`, with a model that counts.
+//!
+//! Used by the journeys. It comes from `tests/engine/fetch.sh`, by way of `tests/run`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::process::{NotReady, Running};
+use super::{free_address, http};
+
+/// A loaded machine takes its time; an idle one a quarter of a second.
+const START: Duration = Duration::from_secs(20);
+
+/// What an engine serves; see `tests/engine/counting_model.py`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// Counts to forty and ends.
+    Counting,
+    /// Counts in a circle until `max_tokens`, some hundred words a second.
+    Ring,
+}
+
+impl Model {
+    /// Its name, for the engine and for those who ask it.
+    pub fn alias(self) -> &'static str {
+        match self {
+            Self::Counting => "counting",
+            Self::Ring => "ring",
+        }
+    }
+}
+
+/// A running engine.
+pub struct Engine {
+    running: Running,
+    pub address: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Engine {
+    /// Starts one with `slots` slots that share a context of `context` tokens, and waits until it is ready.
+    pub fn start(model: Model, slots: u32, context: u32) -> Self {
+        match Self::try_start(model, slots, context) {
+            Ok(engine) => engine,
+            // Somebody may have taken the port.
+            Err(NotReady::Ended(_)) => Self::try_start(model, slots, context)
+                .unwrap_or_else(|(NotReady::Ended(why) | NotReady::Late(why))| panic!("{why}")),
+            Err(NotReady::Late(why)) => panic!("{why}"),
+        }
+    }
+
+    fn try_start(model: Model, slots: u32, context: u32) -> Result<Self, NotReady> {
+        let home = home();
+        let dir = tempfile::tempdir().expect("a directory for the log");
+        let address = free_address();
+        let alias = model.alias();
+        let mut command = Command::new(home.join("bin/llama-server"));
+        command
+            .env_clear()
+            .env("LD_LIBRARY_PATH", home.join("bin"))
+            .current_dir(dir.path())
+            .arg("-m")
+            .arg(home.join(alias).with_extension("gguf"))
+            .args(["--alias", alias])
+            .args(["--host", "127.0.0.1", "--port", &address.port().to_string()])
+            .args(["-np", &slots.to_string(), "-c", &context.to_string()])
+            // More than one thread spin for each other on a small machine.
+            .args(["-ngl", "0", "--device", "none", "-t", "1"])
+            .args(["--slots", "--metrics"]);
+        let name = format!("llama-server {alias} on {address}");
+        let mut running = Running::spawn(&name, &mut command, &dir.path().join("engine.log"));
+        running.ready(address, "/health", START)?;
+        Ok(Self {
+            running,
+            address,
+            _dir: dir,
+        })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// How many of its slots work at this moment.
+    pub fn slots_busy(&self) -> usize {
+        let slots = http::get_json(self.address, "/slots");
+        let slots = slots.as_array().expect("a list of slots");
+        slots
+            .iter()
+            .filter(|slot| slot["is_processing"] == Value::Bool(true))
+            .count()
+    }
+
+    /// One of its metrics, by the name after `llamacpp:`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let response = http::get(self.address, "/metrics").expect("the engine answers");
+        let text = response.text().expect("the engine answers to the end");
+        let name = format!("llamacpp:{name}");
+        text.lines()
+            .find_map(|line| line.strip_prefix(&name)?.trim().parse().ok())
+            .unwrap_or_else(|| panic!("no {name} among the metrics:\n{text}"))
+    }
+
+    /// SIGKILL.
+    pub fn kill9(&mut self) {
+        self.running.kill9();
+    }
+}
+
+/// Where `tests/engine/fetch.sh` put the engine.
+fn home() -> PathBuf {
+    let home = std::env::var_os("ORCHD_TEST_ENGINE_DIR").expect(
+        "ORCHD_TEST_ENGINE_DIR names no engine: use `tests/run --quick`, or set it to what `tests/engine/fetch.sh` prints",
+    );
+    let home = PathBuf::from(home);
+    home.canonicalize()
+        .unwrap_or_else(|e| panic!("ORCHD_TEST_ENGINE_DIR is {}: {e}", home.display()))
+}

@@ -1,0 +1,154 @@
+//! The real `orchd` as a process: a control plane, an agent, or a command of an operator.
+//!
+//! Invariants: nothing of the environment of the tests reaches it, its state lies in a directory of the test, and its
+//! port is free for it. Used by the journeys.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::fake_control_plane::orchd;
+
+use super::free_address;
+use super::process::{NotReady, Running};
+
+/// How long a start may take.
+const START: Duration = Duration::from_secs(10);
+
+/// A running `orchd serve` or `orchd agent`.
+pub struct Orchd {
+    running: Running,
+    pub address: SocketAddr,
+    name: String,
+    arguments: Vec<String>,
+    ready: &'static str,
+    dir: TempDir,
+}
+
+impl Orchd {
+    /// `orchd serve` for one machine with these engines.
+    pub fn serve_home(engines: &[String], more: &[&str]) -> Self {
+        let mut arguments = vec!["serve".to_owned()];
+        for engine in engines {
+            arguments.extend(["--engine".to_owned(), engine.clone()]);
+        }
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        Self::start("orchd serve", &arguments, "/readyz")
+    }
+
+    /// `orchd serve --cloud` with its state in `state_dir`.
+    pub fn serve_cloud(state_dir: &Path, more: &[&str]) -> Self {
+        let state_dir = state_dir.to_str().expect("a path in UTF-8");
+        let mut arguments = vec!["serve", "--cloud", "--state-dir", state_dir];
+        arguments.extend(more);
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+        Self::start("orchd serve --cloud", &arguments, "/readyz")
+    }
+
+    /// `orchd agent` as node `node_id` with these engines, each `NAME=URL`.
+    pub fn agent(server: &str, node_id: &str, engines: &[String]) -> Self {
+        let mut arguments: Vec<String> = ["agent", "--server", server, "--node-id", node_id]
+            .map(str::to_owned)
+            .to_vec();
+        for engine in engines {
+            arguments.extend(["--engine".to_owned(), engine.clone()]);
+        }
+        Self::start(&format!("orchd agent {node_id}"), &arguments, "/health")
+    }
+
+    fn start(name: &str, arguments: &[String], ready: &'static str) -> Self {
+        match Self::try_start(name, arguments, ready) {
+            Ok(orchd) => orchd,
+            // Somebody may have taken the port.
+            Err(NotReady::Ended(_)) => Self::try_start(name, arguments, ready)
+                .unwrap_or_else(|(NotReady::Ended(why) | NotReady::Late(why))| panic!("{why}")),
+            Err(NotReady::Late(why)) => panic!("{why}"),
+        }
+    }
+
+    fn try_start(name: &str, arguments: &[String], ready: &'static str) -> Result<Self, NotReady> {
+        let dir = tempfile::tempdir().expect("a directory for the log");
+        let address = free_address();
+        let name = format!("{name} on {address}");
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--listen".to_owned(), address.to_string()]);
+        let mut running = spawn(&name, &arguments, dir.path());
+        running.ready(address, ready, START)?;
+        Ok(Self {
+            running,
+            address,
+            name,
+            arguments,
+            ready,
+            dir,
+        })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// SIGKILL.
+    pub fn kill9(&mut self) {
+        self.running.kill9();
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        self.running.terminate();
+    }
+
+    /// Waits until it ended, and gives its exit code.
+    pub fn wait(&mut self, limit: Duration) -> Option<i32> {
+        self.running.wait(limit)
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.running.exited().is_none()
+    }
+
+    /// Starts it once more as it was: same arguments, same port, same directory.
+    pub fn start_again(&mut self) {
+        self.running = spawn(&self.name, &self.arguments, self.dir.path());
+        if let Err(NotReady::Ended(why) | NotReady::Late(why)) =
+            self.running.ready(self.address, self.ready, START)
+        {
+            panic!("{why}");
+        }
+    }
+
+    /// Runs a command of an operator against it, to its end.
+    pub fn command(&self, arguments: &[&str]) -> crate::fake_control_plane::Ran {
+        let output = self.prepared(arguments).output().expect("orchd runs");
+        output.into()
+    }
+
+    /// Starts a command of an operator against it, its output in pipes.
+    pub fn spawn_command(&self, arguments: &[&str]) -> Child {
+        self.prepared(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("orchd runs")
+    }
+
+    fn prepared(&self, arguments: &[&str]) -> Command {
+        let mut command = orchd(arguments);
+        command.env("ORCHD_SERVER", self.url());
+        command
+    }
+}
+
+fn spawn(name: &str, arguments: &[String], dir: &Path) -> Running {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut command = orchd(&arguments);
+    command
+        .env("HOME", dir)
+        .env("RUST_BACKTRACE", "1")
+        .current_dir(dir);
+    Running::spawn(name, &mut command, &dir.join("orchd.log"))
+}

@@ -1,0 +1,143 @@
+//! A child process with its log: ended, by its id and nothing else, when it goes out of scope.
+//!
+//! Used by `engine` and `orchd`.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::Instant;
+
+use super::{STEP, http};
+
+/// How much of a log is shown when a test fails.
+const TAIL_LINES: usize = 60;
+
+/// A process of this test.
+pub struct Running {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+/// Why a process is not ready.
+pub enum NotReady {
+    /// It ended; its log says why.
+    Ended(String),
+    /// It runs, and does not answer as it should.
+    Late(String),
+}
+
+impl Running {
+    /// Starts it with both outputs at the end of `log`.
+    pub fn spawn(name: &str, command: &mut Command, log: &Path) -> Self {
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("the test's directory can be written to");
+        let err = out.try_clone().expect("a descriptor is free");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .unwrap_or_else(|e| panic!("{name} does not start: {e}"));
+        Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        }
+    }
+
+    /// Waits until it answers `path` with 200.
+    pub fn ready(
+        &mut self,
+        address: SocketAddr,
+        path: &str,
+        limit: Duration,
+    ) -> Result<(), NotReady> {
+        let begun = Instant::now();
+        loop {
+            if let Some(code) = self.exited() {
+                return Err(NotReady::Ended(format!(
+                    "{} ended with {code:?}:\n{}",
+                    self.name,
+                    self.tail()
+                )));
+            }
+            let seen = match http::get(address, path) {
+                Ok(response) if response.status == 200 => return Ok(()),
+                Ok(response) => format!("{path} answers {}", response.status),
+                Err(e) => e.to_string(),
+            };
+            if begun.elapsed() >= limit {
+                return Err(NotReady::Late(format!(
+                    "{} is not ready after {limit:?}: {seen}",
+                    self.name
+                )));
+            }
+            std::thread::sleep(STEP);
+        }
+    }
+
+    /// SIGKILL: it has no say in it. Returns when the process is gone.
+    pub fn kill9(&mut self) {
+        self.child.kill().expect("it is this process's own child");
+        self.child.wait().expect("it is this process's own child");
+    }
+
+    /// SIGTERM: it is asked to stop.
+    pub fn terminate(&self) {
+        let pid = i32::try_from(self.child.id()).expect("ids of processes are small");
+        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is this process's own child");
+    }
+
+    /// Waits until it ended by itself, and gives its exit code: `None` when a signal ended it.
+    pub fn wait(&mut self, limit: Duration) -> Option<i32> {
+        let begun = Instant::now();
+        loop {
+            if let Some(code) = self.exited() {
+                return code;
+            }
+            assert!(
+                begun.elapsed() < limit,
+                "{} still runs after {limit:?}",
+                self.name
+            );
+            std::thread::sleep(STEP);
+        }
+    }
+
+    /// The exit code, once it ended.
+    pub fn exited(&mut self) -> Option<Option<i32>> {
+        let status = self
+            .child
+            .try_wait()
+            .expect("it is this process's own child");
+        status.map(|status| status.code())
+    }
+
+    /// The last lines it wrote.
+    fn tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails when it has ended already, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the end of the log of {}:\n{}", self.name, self.tail());
+        }
+    }
+}
