@@ -30,6 +30,7 @@ pub mod client;
 pub mod clock;
 pub mod commands;
 pub mod control;
+pub mod decisions;
 pub mod dispatch;
 pub mod engines;
 pub mod gateway;

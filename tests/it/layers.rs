@@ -38,6 +38,8 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("config",         5, &["cli", "*"]),
     ("commands",       5, &["cli", "config", "*"]),
     ("main",           5, &["cli", "commands", "*"]),
+    // Texts only.
+    ("decisions",      5, &[]),
     // Declares the modules, imports none.
     ("lib",            5, &[]),
 ];
