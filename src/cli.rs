@@ -451,7 +451,7 @@ pub enum NodesCommand {
     /// List the nodes of the fleet
     ///
     /// STATUS is one word, and after a comma what that word hides: `Offline,draining` is a silent node under a drain,
-    /// `Online,suspect` one that gets requests only when nothing better is left. SLOTS is busy/total. VRAM-FREE is what
+    /// `Online,suspect` one that gets requests only when nothing better is left. POOLS is ready/total, SLOTS is busy/total. VRAM-FREE is what
     /// the engines report. On a terminal, columns that do not fit are left out; `-o wide` shows all of them.
     List(NodesListArgs),
     /// Announce a node whose agent will come
