@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Clock;
-use crate::dispatch::{self, Dispatch, Grant, Offer, PoolCounts, PoolIx, Ticket, Verdict};
+use crate::dispatch::{
+    self, Dispatch, Grant, Offer, PoolCounts, PoolIx, Quarantine, Ticket, Verdict,
+};
 use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
 
 pub use crate::dispatch::{ModelIx, Settings};
@@ -62,6 +64,8 @@ pub struct Admission {
     state: Mutex<State>,
     directory: RwLock<Directory>,
     rearm: Notify,
+    /// Readers of engines, to be told of early closes.
+    watchers: RwLock<Vec<Arc<Notify>>>,
 }
 
 /// A request in line: its place, kept through retries.
@@ -95,6 +99,7 @@ impl Admission {
             state: Mutex::new(state),
             directory: RwLock::new(Directory::default()),
             rearm: Notify::new(),
+            watchers: RwLock::default(),
         })
     }
 
@@ -225,19 +230,32 @@ impl Admission {
         }
     }
 
-    fn give_back(self: &Arc<Self>, grant: Grant, quarantine_ms: Option<Millis>) {
-        self.locked(|state, now| match quarantine_ms {
-            None => state.dispatch.release(now, grant),
-            Some(ms) => state.dispatch.quarantine(now, grant, now.plus(ms)),
-        });
+    fn answering(self: &Arc<Self>, grant: Grant) {
+        self.locked(|state, now| state.dispatch.answering(now, grant));
+    }
+
+    fn give_back(self: &Arc<Self>, grant: Grant, answering: bool, quarantine: Quarantine) {
+        self.locked(|state, now| state.dispatch.release(now, grant, answering, quarantine));
+        if quarantine != Quarantine::No {
+            let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
+            watchers.iter().for_each(|watcher| watcher.notify_one());
+        }
     }
 
     fn eject(self: &Arc<Self>, pool: PoolIx) {
         self.locked(|state, now| state.dispatch.eject(now, pool));
     }
 
-    fn vindicate(self: &Arc<Self>, pool: PoolIx) {
-        self.locked(|state, now| state.dispatch.vindicate(now, pool));
+    /// Is notified when a request was closed early, so that a reading of its engine soon tells whether its slot is free.
+    #[must_use]
+    pub fn early_closes(&self) -> Arc<Notify> {
+        let watcher = Arc::new(Notify::new());
+        let mut watchers = self
+            .watchers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        watchers.push(Arc::clone(&watcher));
+        watcher
     }
 
     /// A node's pools, as they are to be routed from now on. Running requests of a pool that is gone end by themselves.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::dispatch::{Grant, PoolIx, Ticket};
+use crate::dispatch::{Grant, PoolIx, Quarantine, Ticket};
 use crate::types::Millis;
 
 use super::{Admission, Upstream};
@@ -32,6 +32,8 @@ pub struct Permit {
     ticket: Ticket,
     grant: Grant,
     phase: Phase,
+    /// The engine has begun to answer at some time.
+    answered: bool,
 }
 
 impl Permit {
@@ -47,6 +49,7 @@ impl Permit {
             ticket,
             grant,
             phase: Phase::Unused,
+            answered: false,
         }
     }
 
@@ -82,9 +85,8 @@ impl Permit {
     /// The first bytes of an answer came.
     pub fn answering(&mut self) {
         self.phase = Phase::Answering;
-        if self.grant.probation {
-            self.admission.vindicate(self.grant.pool);
-        }
+        self.answered = true;
+        self.admission.answering(self.grant);
     }
 
     /// The answer has ended, or the connection broke: the engine has finished with it.
@@ -95,11 +97,12 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let quarantine_ms = match self.phase {
-            Phase::Unused | Phase::Done => None,
-            Phase::Sent => Some(QUARANTINE_PREFILL_MS),
-            Phase::Answering => Some(QUARANTINE_STREAMING_MS),
+        let quarantine = match self.phase {
+            Phase::Unused | Phase::Done => Quarantine::No,
+            Phase::Sent => Quarantine::For(QUARANTINE_PREFILL_MS),
+            Phase::Answering => Quarantine::For(QUARANTINE_STREAMING_MS),
         };
-        self.admission.give_back(self.grant, quarantine_ms);
+        self.admission
+            .give_back(self.grant, self.answered, quarantine);
     }
 }

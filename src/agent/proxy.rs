@@ -167,11 +167,16 @@ impl Proxy {
                 .map_err(|_| Refused::Unauthorized)?;
             let (pool_id, _) = rest.split_once('/').unwrap_or((rest, ""));
             let door = self.0.doors.get(pool_id).ok_or(Refused::UnknownPool)?;
+            // Counted first: a stop that comes now either sees this request or is seen by it.
+            let carried = Carried {
+                guard: Some(door.in_flight.enter()),
+                shared: Arc::clone(&self.0),
+            };
             if self.0.stopping.load(Ordering::Acquire) {
                 return Err(Refused::Stopping);
             }
             let pool_id = pool_id.to_owned();
-            return self.relay(request, &pool_id, door).await;
+            return self.relay(request, &pool_id, door, carried).await;
         }
         let shared = &self.0;
         Ok(match (request.method(), path) {
@@ -191,11 +196,8 @@ impl Proxy {
         request: Request<Incoming>,
         pool_id: &str,
         door: &Door,
+        carried: Carried,
     ) -> Result<Response<ProxyBody>, Refused> {
-        let carried = Carried {
-            guard: Some(door.in_flight.enter()),
-            shared: Arc::clone(&self.0),
-        };
         let (parts, body) = request.into_parts();
         let body = relay::collect(body, MAX_BODY_BYTES, BODY_IDLE)
             .await

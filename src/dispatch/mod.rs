@@ -58,7 +58,7 @@ pub struct PoolSpec {
     pub slots_total: u32,
 }
 
-/// Slots of a pool that a request holds. Every one is given back by `release` or `quarantine`, once.
+/// Slots of a pool that a request holds. Every one is given back by `release`, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grant {
     /// For which model.
@@ -67,8 +67,16 @@ pub struct Grant {
     pub pool: PoolIx,
     /// How many slots.
     pub weight: u32,
-    /// The pool failed last: this request shows whether it is back.
-    pub probation: bool,
+}
+
+/// Whether slots that come back can be used at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quarantine {
+    /// The engine has finished with them.
+    No,
+    /// The engine may still be working on them: they count as busy for so long, or until a reading begun after now shows
+    /// them gone.
+    For(Millis),
 }
 
 /// The answer to a request that asks for slots.
@@ -303,36 +311,26 @@ impl Dispatch {
         found
     }
 
-    /// Slots come back and can be used at once.
-    pub fn release(&mut self, now: Mono, grant: Grant) {
-        self.model(grant.model).released(now);
-        self.give_back(grant);
+    /// The engine has begun to answer: its slots are certainly busy from here on, and the pool is not broken.
+    pub fn answering(&mut self, now: Mono, grant: Grant) {
+        self.pool(grant.pool).answers(grant.weight);
+        self.vindicate(now, grant.pool);
     }
 
-    /// Slots come back, but the engine may still be working on them: they count as busy until `until`, or until a
-    /// reading begun after `now` shows the engine idle.
-    pub fn quarantine(&mut self, now: Mono, grant: Grant, until: Mono) {
+    /// Slots come back. `answering` is whether the engine had begun to answer.
+    pub fn release(&mut self, now: Mono, grant: Grant, answering: bool, quarantine: Quarantine) {
         self.model(grant.model).released(now);
         let pool = self.pool(grant.pool);
-        pool.quarantine.push(pool::Quarantined {
-            closed: now,
-            until,
-            weight: grant.weight,
-        });
-        self.give_back(grant);
-        self.arm(until, Timer::Pool(grant.pool));
-    }
-
-    fn give_back(&mut self, grant: Grant) {
-        let pool = self.pool(grant.pool);
-        pool.ours = pool
-            .ours
-            .checked_sub(grant.weight)
-            .expect("a grant is given back once");
-        pool.requests = pool
-            .requests
-            .checked_sub(1)
-            .expect("a grant is given back once");
+        pool.end(grant, answering);
+        if let Quarantine::For(ms) = quarantine {
+            let until = now.plus(ms);
+            pool.quarantine.push(pool::Quarantined {
+                closed: now,
+                until,
+                weight: grant.weight,
+            });
+            self.arm(until, Timer::Pool(grant.pool));
+        }
         self.grown.push(grant.pool);
         self.vacate_if_unused(grant.pool);
     }
@@ -356,7 +354,7 @@ impl Dispatch {
     }
 
     /// The pool answered: earlier failures are forgotten.
-    pub fn vindicate(&mut self, now: Mono, ix: PoolIx) {
+    fn vindicate(&mut self, now: Mono, ix: PoolIx) {
         let pool = self.pool(ix);
         if pool.strikes > 0 {
             pool.strikes = 0;
@@ -493,7 +491,6 @@ impl Dispatch {
             model,
             pool: ix,
             weight,
-            probation: pool.strikes > 0,
         }
     }
 

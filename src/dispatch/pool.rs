@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use crate::types::{Millis, Mono, Sample};
 
-use super::{ModelIx, PoolCounts};
+use super::{Grant, ModelIx, PoolCounts};
 
 /// First ejection of a pool, and the longest (contract §3).
 const EJECT_FIRST_MS: Millis = 1_000;
@@ -37,6 +37,10 @@ pub(super) struct Pool {
     pub quarantine: Vec<Quarantined>,
     /// The most that `ours` and the quarantine came to since the last reading.
     peak: u32,
+    /// Slots of requests that the engine has begun to answer, now and at the fewest since the last reading: those were
+    /// busy throughout.
+    answering: u32,
+    answering_floor: u32,
     /// Slots others used at the last reading.
     external: u32,
     /// When that reading stops to count.
@@ -95,14 +99,44 @@ impl Pool {
         self.peak = self.peak.max(self.ours + self.quarantined());
     }
 
+    /// The engine has begun to answer a request.
+    pub fn answers(&mut self, weight: u32) {
+        self.answering += weight;
+    }
+
+    /// A request has ended.
+    pub fn end(&mut self, grant: Grant, answering: bool) {
+        self.ours = self
+            .ours
+            .checked_sub(grant.weight)
+            .expect("a grant is given back once");
+        self.requests = self
+            .requests
+            .checked_sub(1)
+            .expect("a grant is given back once");
+        if answering {
+            self.answering = self
+                .answering
+                .checked_sub(grant.weight)
+                .expect("what answered ends once");
+            self.answering_floor = self.answering_floor.min(self.answering);
+        }
+    }
+
     /// Takes a reading. True when slots are taken by others, which counts only for a time.
     pub fn observe(&mut self, now: Mono, sample: Sample, ttl_ms: Millis) -> bool {
-        // Only an idle engine proves that what was closed before the reading is gone: a busy slot may be anybody's.
-        if sample.busy == 0
-            && let Some(begun) = sample.begun
-        {
-            self.quarantine.retain(|q| q.closed >= begun);
+        if let Some(begun) = sample.begun {
+            // Busy slots that are not certainly those of running requests may still be those that were closed early.
+            let mut unexplained = sample.busy.saturating_sub(self.answering_floor);
+            self.quarantine.retain(|q| {
+                let held = q.closed >= begun || unexplained > 0;
+                if q.closed < begun {
+                    unexplained = unexplained.saturating_sub(q.weight);
+                }
+                held
+            });
         }
+        self.answering_floor = self.answering;
         let now_ours = self.ours + self.quarantined();
         let ours = sample.ours.unwrap_or(self.peak.max(now_ours));
         self.peak = now_ours;

@@ -100,12 +100,11 @@ fn slots_are_granted_until_none_is_left_and_then_requests_wait_in_order() {
     let (_fourth, offer) = b.ask(at(3));
     assert_eq!(offer, Offer::Queued);
     assert!(b.pump(at(4)).is_empty());
-    b.dispatch.release(at(5), first);
+    b.dispatch.release(at(5), first, false, Quarantine::No);
     let grant = Grant {
         model: b.model,
         pool,
         weight: 1,
-        probation: false,
     };
     assert_eq!(b.pump(at(5)), vec![(third, Verdict::Granted(grant))]);
 }
@@ -138,7 +137,6 @@ fn slots_in_use_by_others_are_left_to_them_for_as_long_as_the_reading_counts() {
         model: b.model,
         pool,
         weight: 1,
-        probation: false,
     };
     assert_eq!(
         b.expire(at(20_000)),
@@ -151,7 +149,7 @@ fn our_own_requests_seen_in_a_reading_are_not_taken_for_somebody_elses() {
     let mut b = Bench::new();
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 4));
     let grants: Vec<Grant> = (0..3).map(|_| b.granted(at(1))).collect();
-    b.dispatch.release(at(2), grants[0]);
+    b.dispatch.release(at(2), grants[0], false, Quarantine::No);
     // The reading began before the release: it shows three, and three of ours ran meanwhile.
     b.dispatch.observe(at(3), pool, sample(4, 3, None));
     assert_eq!(b.dispatch.counts(at(3), pool).external, 0);
@@ -166,13 +164,15 @@ fn a_permit_closed_early_is_busy_until_its_time_or_until_the_engine_is_seen_idle
     let mut b = Bench::new();
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
     let grant = b.granted(at(1));
-    b.dispatch.quarantine(at(10), grant, at(1_010));
+    b.dispatch
+        .release(at(10), grant, false, Quarantine::For(1000));
     let (ticket, offer) = b.ask(at(20));
     assert_eq!(offer, Offer::Queued);
     assert!(b.expire(at(1_009)).is_empty());
     assert_eq!(b.expire(at(1_010)), vec![(ticket, Verdict::Granted(grant))]);
 
-    b.dispatch.quarantine(at(2_000), grant, at(17_000));
+    b.dispatch
+        .release(at(2_000), grant, false, Quarantine::For(15000));
     let (ticket, _) = b.ask(at(2_001));
     // Begun before the close: proves nothing.
     b.dispatch.observe(
@@ -196,13 +196,40 @@ fn a_permit_closed_early_is_busy_until_its_time_or_until_the_engine_is_seen_idle
 }
 
 #[test]
+fn a_reading_frees_what_was_closed_before_it_when_running_requests_explain_what_it_shows() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 3));
+    let reading = |begun, busy| Sample {
+        begun: Some(at(begun)),
+        ..sample(3, busy, None)
+    };
+    let (left, runs) = (b.granted(at(1)), b.granted(at(1)));
+    let _prefill = b.granted(at(1));
+    b.dispatch.answering(at(2), left);
+    b.dispatch.answering(at(2), runs);
+    b.dispatch.observe(at(10), pool, reading(5, 3));
+    b.dispatch
+        .release(at(20), left, true, Quarantine::For(15_000));
+    assert_eq!(b.ask(at(21)).1, Offer::Queued);
+    // Three are busy: one is certainly the one that is answered; the others may be the prefill and the one that left.
+    b.dispatch.observe(at(80), pool, reading(70, 3));
+    assert!(b.pump(at(80)).is_empty());
+    // Two are busy, and still one of them may be the one that left.
+    b.dispatch.observe(at(180), pool, reading(170, 2));
+    assert!(b.pump(at(180)).is_empty());
+    // One is busy, and it is certainly another.
+    b.dispatch.observe(at(380), pool, reading(370, 1));
+    assert_eq!(b.pump(at(380)).len(), 1);
+}
+
+#[test]
 fn a_full_queue_says_when_to_come_back_from_the_measured_rate() {
     let mut b = Bench::new();
     b.dispatch.add_pool(at(0), ready(&[b.model], 1));
     let mut held = b.granted(at(0));
     for second in 1..=10 {
         let now = at(second * 2_000);
-        b.dispatch.release(now, held);
+        b.dispatch.release(now, held, false, Quarantine::No);
         held = b.granted(now);
     }
     for _ in 0..4 {
@@ -258,7 +285,7 @@ fn a_heavy_request_waits_for_enough_slots_and_is_not_overtaken() {
     );
     let (_, offer) = b.ask(at(2));
     assert_eq!(offer, Offer::Queued);
-    b.dispatch.release(at(3), held);
+    b.dispatch.release(at(3), held, false, Quarantine::No);
     assert_eq!(
         b.pump(at(3)),
         vec![(
@@ -267,7 +294,6 @@ fn a_heavy_request_waits_for_enough_slots_and_is_not_overtaken() {
                 model: b.model,
                 pool,
                 weight: 2,
-                probation: false,
             })
         )]
     );
@@ -297,7 +323,6 @@ fn whoever_leaves_the_queue_lets_the_next_one_in() {
                 model: b.model,
                 pool,
                 weight: 1,
-                probation: false,
             })
         )]
     );
@@ -309,22 +334,16 @@ fn an_ejected_pool_comes_back_by_one_request_that_succeeds() {
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
     let grant = b.granted(at(0));
     b.dispatch.eject(at(0), pool);
-    b.dispatch.release(at(0), grant);
+    b.dispatch.release(at(0), grant, false, Quarantine::No);
     let (first, offer) = b.ask(at(1));
     assert_eq!(offer, Offer::Queued);
     let (second, _) = b.ask(at(2));
     assert_eq!(
         b.expire(at(1_000)),
-        vec![(
-            first,
-            Verdict::Granted(Grant {
-                probation: true,
-                ..grant
-            })
-        )],
+        vec![(first, Verdict::Granted(Grant { ..grant }))],
         "one alone goes first"
     );
-    b.dispatch.vindicate(at(1_050), pool);
+    b.dispatch.answering(at(1_050), grant);
     assert_eq!(b.pump(at(1_050)), vec![(second, Verdict::Granted(grant))]);
 }
 
@@ -338,7 +357,7 @@ fn a_second_try_goes_to_another_pool_while_there_is_one_and_keeps_its_place_in_l
         panic!("{offer:?}")
     };
     assert_eq!(grant.pool, one);
-    b.dispatch.release(at(1), grant);
+    b.dispatch.release(at(1), grant, false, Quarantine::No);
     let again = b.dispatch.offer(at(1), ticket, b.model, 1, Some(one));
     assert_eq!(again, Offer::Granted(Grant { pool: two, ..grant }));
     let _also = b.granted(at(1));
@@ -347,7 +366,7 @@ fn a_second_try_goes_to_another_pool_while_there_is_one_and_keeps_its_place_in_l
         b.dispatch.offer(at(3), ticket, b.model, 1, None),
         Offer::Queued
     );
-    b.dispatch.release(at(4), grant);
+    b.dispatch.release(at(4), grant, false, Quarantine::No);
     let served = b.pump(at(4));
     assert_eq!(served.len(), 1);
     assert_eq!(
@@ -364,7 +383,7 @@ fn a_removed_pool_keeps_its_place_until_its_last_request_has_ended() {
     let grant = b.granted(at(0));
     b.dispatch.remove_pool(at(1), pool);
     assert_ne!(b.dispatch.add_pool(at(2), ready(&[b.model], 1)), pool);
-    b.dispatch.release(at(3), grant);
+    b.dispatch.release(at(3), grant, false, Quarantine::No);
     assert_eq!(b.dispatch.add_pool(at(4), ready(&[b.model], 1)), pool);
 }
 
@@ -397,8 +416,8 @@ enum Step {
     Eject {
         pool: usize,
     },
-    Vindicate {
-        pool: usize,
+    Answer {
+        nth: usize,
     },
     Advance {
         ms: u64,
@@ -415,7 +434,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..3usize, any::<bool>(), any::<bool>(), 1..5u32)
             .prop_map(|(pool, accepting, prospective, slots)| Step::Update { pool, accepting, prospective, slots }),
         1 => (0..3usize).prop_map(|pool| Step::Eject { pool }),
-        1 => (0..3usize).prop_map(|pool| Step::Vindicate { pool }),
+        3 => any::<usize>().prop_map(|nth| Step::Answer { nth }),
         3 => (1..2_000u64).prop_map(|ms| Step::Advance { ms }),
     ]
 }
@@ -428,7 +447,7 @@ proptest! {
         let mut specs = [ready(&[models[0]], 2), ready(&[models[0], models[1]], 3), ready(&[models[1]], 1)];
         let pools: Vec<PoolIx> = specs.iter().map(|spec| dispatch.add_pool(at(0), spec.clone())).collect();
         let mut now = at(0);
-        let mut held: Vec<Grant> = Vec::new();
+        let mut held: Vec<(Grant, bool)> = Vec::new();
         let mut waiting: Vec<(Ticket, ModelIx)> = Vec::new();
         let mut out: Vec<(Ticket, Verdict)> = Vec::new();
 
@@ -447,12 +466,12 @@ proptest! {
                     }
                 }
                 Step::Release { nth } if !held.is_empty() => {
-                    let grant = held.swap_remove(nth % held.len());
-                    dispatch.release(now, grant);
+                    let (grant, answering) = held.swap_remove(nth % held.len());
+                    dispatch.release(now, grant, answering, Quarantine::No);
                 }
                 Step::CloseEarly { nth, wait } if !held.is_empty() => {
-                    let grant = held.swap_remove(nth % held.len());
-                    dispatch.quarantine(now, grant, now.plus(wait));
+                    let (grant, answering) = held.swap_remove(nth % held.len());
+                    dispatch.release(now, grant, answering, Quarantine::For(wait));
                 }
                 Step::Cancel { nth } if !waiting.is_empty() => {
                     let (ticket, model) = waiting.remove(nth % waiting.len());
@@ -466,7 +485,12 @@ proptest! {
                     dispatch.update_pool(now, pools[pool], specs[pool].clone());
                 }
                 Step::Eject { pool } => dispatch.eject(now, pools[pool]),
-                Step::Vindicate { pool } => dispatch.vindicate(now, pools[pool]),
+                Step::Answer { nth } if !held.is_empty() => {
+                    let nth = nth % held.len();
+                    if !std::mem::replace(&mut held[nth].1, true) {
+                        dispatch.answering(now, held[nth].0);
+                    }
+                }
                 Step::Advance { ms } => now = now.plus(ms),
                 _ => {}
             }
@@ -487,20 +511,20 @@ proptest! {
                 let spec = &specs[grant.pool.0 as usize];
                 prop_assert!(spec.accepting, "granted a pool that accepts nothing");
                 prop_assert!(spec.models.contains(&grant.model));
-                held.push(grant);
-                let claims: u32 = held.iter().filter(|g| g.pool == grant.pool).map(|g| g.weight).sum();
+                held.push((grant, false));
+                let claims: u32 = held.iter().filter(|(g, _)| g.pool == grant.pool).map(|(g, _)| g.weight).sum();
                 prop_assert!(claims <= spec.slots_total, "over-committed");
             }
             for (nth, pool) in pools.iter().enumerate() {
                 let counts = dispatch.counts(now, *pool);
-                prop_assert_eq!(counts.running as usize, held.iter().filter(|g| g.pool == *pool).count());
+                prop_assert_eq!(counts.running as usize, held.iter().filter(|(g, _)| g.pool == *pool).count());
                 prop_assert!(counts.slots_free <= specs[nth].slots_total);
             }
         }
 
         // Whatever happened, everybody's wait ends and every slot comes back.
-        for grant in held.drain(..) {
-            dispatch.release(now, grant);
+        for (grant, answering) in held.drain(..) {
+            dispatch.release(now, grant, answering, Quarantine::No);
         }
         let mut seen: HashSet<Ticket> = HashSet::new();
         for _ in 0..10_000 {
@@ -509,7 +533,7 @@ proptest! {
             for (ticket, verdict) in out.drain(..) {
                 prop_assert!(seen.insert(ticket), "two verdicts for one request");
                 if let Verdict::Granted(grant) = verdict {
-                    dispatch.release(now, grant);
+                    dispatch.release(now, grant, false, Quarantine::No);
                 }
             }
             match dispatch.next_deadline() {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
 
 use crate::clock::Clock;
@@ -22,6 +22,9 @@ const WORKING: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(5);
 /// How often while it loads: its model may be there in a moment.
 const LOADING: Duration = Duration::from_millis(250);
+
+/// How soon an engine is read after it was asked for (contract §3, Cancel).
+const HURRIED: Duration = Duration::from_millis(50);
 
 /// An engine to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,11 +88,12 @@ pub struct Reading {
 }
 
 /// Reads an engine until the receiver is gone. `in_flight` is the reader's own requests there, where it is the one who
-/// sends them all.
+/// sends them all. `hurry` asks for readings soon: one after 50 ms, then after twice as long each time.
 pub async fn watch(
     engine: Engine,
     clock: Clock,
     in_flight: Option<Arc<InFlight>>,
+    hurry: Arc<Notify>,
     readings: mpsc::Sender<Reading>,
 ) {
     let mut prober = match llamacpp::Prober::new(engine.clone(), clock, in_flight.clone()) {
@@ -100,16 +104,10 @@ pub async fn watch(
         }
     };
     let mut last: Option<PoolState> = None;
+    let mut hurried: Option<Duration> = None;
     loop {
         let reading = prober.round().await;
         let state = reading.status.state;
-        let steady = |s: PoolState| {
-            if s == PoolState::Busy {
-                PoolState::Ready
-            } else {
-                s
-            }
-        };
         if last.map(steady) != Some(steady(state)) {
             let detail = reading.status.detail.as_deref().unwrap_or("-");
             info!(pool_id = %engine.pool_id, url = %engine.url, state = state.as_str(), detail, "engine changed");
@@ -119,17 +117,38 @@ pub async fn watch(
         let ours = in_flight
             .as_ref()
             .is_some_and(|in_flight| in_flight.now() > 0);
-        let pause = match state {
-            PoolState::Loading => LOADING,
-            PoolState::Ready | PoolState::Sleeping if !taken && !ours => IDLE,
-            _ => WORKING,
-        };
+        let pause = pause(state, taken || ours);
         if readings.send(reading).await.is_err() {
             return;
         }
+        let pause = hurried.map_or(pause, |soon| soon.min(pause));
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause) => {
+                hurried = hurried.map(|soon| soon * 2).filter(|soon| *soon < WORKING);
+            }
+            () = hurry.notified() => {
+                hurried = Some(HURRIED);
+                tokio::time::sleep(HURRIED).await;
+            }
             () = readings.closed() => return,
         }
+    }
+}
+
+/// How long until the next reading.
+fn pause(state: PoolState, works: bool) -> Duration {
+    match state {
+        PoolState::Loading => LOADING,
+        PoolState::Ready | PoolState::Sleeping if !works => IDLE,
+        _ => WORKING,
+    }
+}
+
+/// What is worth a line in the log: an engine that fills its slots and empties them again is not.
+fn steady(state: PoolState) -> PoolState {
+    if state == PoolState::Busy {
+        PoolState::Ready
+    } else {
+        state
     }
 }

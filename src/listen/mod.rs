@@ -27,6 +27,8 @@ use tracing::{debug, warn};
 
 /// A client that sends its request head slower than this is not one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an idle connection stays open after a stop, for a request that was sent before its client could know.
+const LINGER: Duration = Duration::from_millis(250);
 /// How long to wait when the system has no descriptors left for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -110,6 +112,7 @@ async fn serve<H: Handler>(
     handler: H,
     mut stopped: watch::Receiver<Option<Duration>>,
 ) {
+    let backlog = listener.try_clone();
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(e) => {
@@ -134,6 +137,20 @@ async fn serve<H: Handler>(
         }
     };
     drop(listener);
+    // Whoever connected before the stop is answered; a connection left in the backlog would be reset.
+    while let Ok((stream, _)) = backlog
+        .as_ref()
+        .map_err(|_| ())
+        .and_then(|backlog| backlog.accept().map_err(|_| ()))
+    {
+        let stream = stream
+            .set_nonblocking(true)
+            .and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = stream {
+            connections.spawn(connection(stream, handler.clone(), stopped.clone()));
+        }
+    }
+    drop(backlog);
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(grace, all).await.is_err() {
         warn!(
@@ -177,8 +194,14 @@ async fn connection<H: Handler>(
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         _ = stop_asked(&mut stopped) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // A request that is on its way is read before the connection is closed.
+            match tokio::time::timeout(LINGER, connection.as_mut()).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(e) = ended {

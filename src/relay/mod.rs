@@ -63,8 +63,8 @@ pub enum SendError {
     Request(#[from] http::Error),
 }
 
-/// Whether the idle connections of an upstream are kept for long: an agent keeps its side open for longer than an
-/// engine does (llama-server: 5 s, measured), and a request on a connection that is just being closed is lost.
+/// How long the idle connections of an upstream are kept: less than it keeps its side open (llama-server 5 s, measured;
+/// an agent 30 s, see `listen`), since a request on a connection that is just being closed is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// An inference server.
@@ -77,7 +77,7 @@ impl Peer {
     fn idle(self) -> Duration {
         match self {
             Self::Engine => Duration::from_secs(3),
-            Self::Agent => Duration::from_secs(60),
+            Self::Agent => Duration::from_secs(20),
         }
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::error;
+use tracing::{error, warn};
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::engines::{self, Engine, Reading};
@@ -18,7 +19,12 @@ const READINGS: usize = 64;
 
 /// Registers the implicit node and starts to read its engines. Returns when each has been read once, or after two
 /// seconds.
-pub(super) async fn watch(control: &Arc<Control>, clock: Clock, engines: Vec<Engine>) {
+pub(super) async fn watch(
+    control: &Arc<Control>,
+    admission: &Admission,
+    clock: Clock,
+    engines: Vec<Engine>,
+) {
     let request = RegisterRequest {
         node_id: NodeId::local(),
         machine_id: None,
@@ -40,6 +46,7 @@ pub(super) async fn watch(control: &Arc<Control>, clock: Clock, engines: Vec<Eng
             .collect(),
     };
     if engines.is_empty() {
+        warn!("no engines: name them with --engine, or there is nothing to serve");
         return;
     }
     if let Err(e) = control.register(request).await {
@@ -48,7 +55,13 @@ pub(super) async fn watch(control: &Arc<Control>, clock: Clock, engines: Vec<Eng
     }
     let (readings, inbox) = mpsc::channel(READINGS);
     for engine in engines.clone() {
-        tokio::spawn(engines::watch(engine, clock, None, readings.clone()));
+        tokio::spawn(engines::watch(
+            engine,
+            clock,
+            None,
+            admission.early_closes(),
+            readings.clone(),
+        ));
     }
     drop(readings);
     let (first, mut read) = mpsc::channel(1);

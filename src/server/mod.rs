@@ -123,7 +123,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         Workers::spawn("orchd-serve", &listener, threads, &face).map_err(ServeError::System)?;
     drop(listener);
     if let Setup::Home { engines } = settings.setup {
-        home::watch(&control, clock, engines).await;
+        home::watch(&control, &admission, clock, engines).await;
     }
     readiness.set(true);
     info!(

@@ -1,0 +1,303 @@
+//! This node, as it is and as it was told: what its calls say, and what their answers mean.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::task::JoinError;
+use tracing::{debug, error, info, warn};
+
+use crate::client::ClientError;
+use crate::clock::Clock;
+use crate::engines::Reading;
+use crate::types::{
+    DrainAck, ErrorCode, HeartbeatRequest, HttpUrl, PoolId, PoolStatus, RegisterRequest, UrlError,
+    VERSION,
+};
+
+use super::Settings;
+use super::inventory::Inventory;
+use super::machine::{Call, Machine, Outcome};
+use super::proxy::Shared;
+
+/// What came of a call.
+pub(super) type Answer = (Call, Result<Outcome, CallError>);
+
+/// Why a call has no outcome.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(
+        "cannot tell by which address of this machine a gateway would reach it ({0}); say it with --advertise"
+    )]
+    Route(#[from] io::Error),
+    #[error("cannot make a URL of this machine's address: {0}; say it with --advertise")]
+    Url(#[from] UrlError),
+}
+
+pub(super) struct Node {
+    settings: Settings,
+    listening: SocketAddr,
+    clock: Clock,
+    inventory: Inventory,
+    pub shared: Arc<Shared>,
+    pub machine: Machine,
+    instance_id: String,
+    seq: u64,
+    pools: BTreeMap<PoolId, PoolStatus>,
+    /// What the log said last of the control plane.
+    was_up: Option<bool>,
+}
+
+impl Node {
+    pub fn new(
+        settings: Settings,
+        listening: SocketAddr,
+        clock: Clock,
+        inventory: Inventory,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            settings,
+            listening,
+            clock,
+            inventory,
+            shared,
+            machine: Machine::new(clock.now()),
+            instance_id: format!("{:08x}{:08x}", roll(), roll()),
+            seq: 0,
+            pools: BTreeMap::new(),
+            was_up: None,
+        }
+    }
+
+    /// An engine was read.
+    pub fn on_reading(&mut self, reading: Reading) {
+        let status = reading.status;
+        let known = self.pools.get(&status.pool_id);
+        let news = known.is_none_or(|old| {
+            old.state != status.state || old.ready != status.ready || !old.same_descriptor(&status)
+        });
+        self.pools.insert(status.pool_id.clone(), status);
+        if news {
+            self.machine.on_change(self.clock.now());
+        }
+    }
+
+    /// Whether every engine was read at least once.
+    pub fn has_read_all(&self) -> bool {
+        self.pools.len() == self.settings.engines.len()
+    }
+
+    /// The last request has ended, perhaps.
+    pub fn on_quiet(&mut self) {
+        if self.shared.in_flight() > 0 {
+            return;
+        }
+        if self.machine.drain().is_some() {
+            self.machine.on_change(self.clock.now());
+        }
+        self.machine.on_quiet(self.clock.now());
+    }
+
+    /// No new work from now on. Says how long running work may take.
+    pub fn on_stop(&mut self) -> Duration {
+        self.shared.stopping.store(true, Ordering::Release);
+        let grace = self.settings.shutdown_grace;
+        let in_flight = self.shared.in_flight();
+        info!(
+            in_flight,
+            grace_s = grace.as_secs(),
+            "stopping: no new requests; running ones may finish"
+        );
+        self.machine.on_stop(self.clock.now());
+        self.on_quiet();
+        grace
+    }
+
+    /// A call, ready to be made; it holds nothing of this node.
+    pub fn prepare(&mut self, call: Call) -> BoxFuture<'static, Answer> {
+        let client = self.settings.client.clone();
+        let node_id = self.settings.node_id.clone();
+        match call {
+            Call::Register => {
+                let registration = self.registration();
+                async move {
+                    let outcome = async {
+                        let reply = client.register(&registration?).await?;
+                        Ok(Outcome::Registered {
+                            interval_ms: reply.heartbeat_interval_ms,
+                            timeout_ms: reply.node_timeout_ms,
+                        })
+                    };
+                    (call, outcome.await)
+                }
+                .boxed()
+            }
+            Call::Beat => {
+                let heartbeat = self.heartbeat();
+                async move {
+                    let reply = client.heartbeat(&node_id, &heartbeat).await;
+                    let outcome = reply.map(|reply| Outcome::Beaten {
+                        interval_ms: reply.next_heartbeat_ms,
+                        drain: reply.drain,
+                    });
+                    (call, outcome.map_err(Into::into))
+                }
+                .boxed()
+            }
+            Call::Deregister => {
+                let instance_id = self.instance_id.clone();
+                async move {
+                    let left = client.deregister(&node_id, Some(&instance_id), false).await;
+                    (call, left.map(|()| Outcome::Left).map_err(Into::into))
+                }
+                .boxed()
+            }
+        }
+    }
+
+    fn registration(&self) -> Result<RegisterRequest, CallError> {
+        Ok(RegisterRequest {
+            node_id: self.settings.node_id.clone(),
+            machine_id: Some(self.settings.machine_id.clone()),
+            address: Some(advertised(&self.settings, self.listening)?),
+            pools: self
+                .settings
+                .engines
+                .iter()
+                .map(|engine| engine.pool_id.to_string())
+                .collect(),
+            capabilities: self.inventory.capabilities.clone(),
+            version: Some(VERSION.to_owned()),
+            labels: self.settings.labels.clone(),
+            instance_id: Some(self.instance_id.clone()),
+            engines: Vec::new(),
+        })
+    }
+
+    fn heartbeat(&mut self) -> HeartbeatRequest {
+        self.seq += 1;
+        let in_flight = self.shared.in_flight();
+        let stopping = self.shared.stopping.load(Ordering::Acquire);
+        let pools = self.pools.values().map(|pool| PoolStatus {
+            draining: stopping,
+            ..pool.clone()
+        });
+        HeartbeatRequest {
+            timestamp: Some(jiff::Timestamp::now().to_string()),
+            pools: pools.collect(),
+            instance_id: Some(self.instance_id.clone()),
+            seq: Some(self.seq),
+            health: Some(self.inventory.health.clone()),
+            drain_ack: self.machine.drain().map(|drain| DrainAck {
+                id: drain.id.clone(),
+                in_flight,
+            }),
+        }
+    }
+
+    /// A call was answered, or not.
+    pub fn on_answer(&mut self, answer: Result<Answer, JoinError>) {
+        let (call, result) = match answer {
+            Ok(answer) => answer,
+            Err(panic) => {
+                error!(error = %panic, "a call to the control plane failed here; it will be made again");
+                (Call::Beat, Ok(Outcome::Failed))
+            }
+        };
+        let outcome = result.unwrap_or_else(|error| self.judge(call, &error));
+        let drained_before = self.machine.drain().map(|drain| drain.id.clone());
+        self.machine
+            .on_outcome(self.clock.now(), call, outcome, roll());
+        match (self.machine.drain(), drained_before) {
+            (Some(drain), before) if before.as_ref() != Some(&drain.id) => {
+                info!(
+                    drain_id = drain.id,
+                    in_flight = self.shared.in_flight(),
+                    "this node is being drained"
+                );
+            }
+            (None, Some(_)) => info!("the drain has ended"),
+            _ => {}
+        }
+        let up = self.machine.is_up();
+        if up && self.was_up != Some(true) {
+            info!(server = %self.settings.client.server(), "registered");
+        }
+        self.was_up = Some(up);
+    }
+
+    /// What a failure means for the node's life, and one line about it when it is news.
+    fn judge(&self, call: Call, error: &CallError) -> Outcome {
+        let outcome = match error {
+            CallError::Client(ClientError::Unauthorized { .. }) => Outcome::Unauthorized,
+            CallError::Client(ClientError::Refused {
+                body, retry_after, ..
+            }) => match body.code {
+                ErrorCode::NodeNotFound => Outcome::Unknown,
+                ErrorCode::Superseded => Outcome::Superseded,
+                ErrorCode::NodeIdConflict => {
+                    let after = retry_after.unwrap_or(Duration::from_secs(1));
+                    Outcome::NameTaken {
+                        retry_after_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+                    }
+                }
+                _ => Outcome::Failed,
+            },
+            _ => Outcome::Failed,
+        };
+        if self.was_up == Some(false) && outcome == Outcome::Failed {
+            debug!(?call, %error, "the control plane still does not take this node");
+        } else {
+            warn!(?call, %error, "the control plane does not take this node now; its engines are served all the same");
+        }
+        outcome
+    }
+}
+
+/// How a gateway reaches this agent: as told, else where it listens; a wildcard is replaced by the address this machine
+/// uses towards the control plane.
+fn advertised(settings: &Settings, listening: SocketAddr) -> Result<HttpUrl, CallError> {
+    if let Some(url) = &settings.advertise {
+        return Ok(url.clone());
+    }
+    let mut address = listening;
+    if address.ip().is_unspecified() {
+        address.set_ip(source_towards(settings.client.server())?);
+    }
+    Ok(HttpUrl::new(&format!("http://{address}"))?)
+}
+
+/// The source address of packets to a server. Nothing is sent: connecting a datagram socket only chooses a route.
+fn source_towards(server: &HttpUrl) -> io::Result<IpAddr> {
+    let origin = server.origin();
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in (origin.host.as_str(), origin.port).to_socket_addrs()? {
+        let any: SocketAddr = if address.is_ipv4() {
+            ([0, 0, 0, 0], 0).into()
+        } else {
+            ([0_u16; 8], 0).into()
+        };
+        match UdpSocket::bind(any)
+            .and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr()))
+        {
+            Ok(local) => return Ok(local.ip()),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+/// A random number.
+fn roll() -> u32 {
+    let mut bytes = [0_u8; 4];
+    getrandom::fill(&mut bytes).expect("the system has randomness to give");
+    u32::from_ne_bytes(bytes)
+}
