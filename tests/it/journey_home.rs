@@ -75,54 +75,14 @@ fn journey_home_a_client_that_leaves_frees_its_slot_within_half_a_second() {
     eprintln!(
         "a client leaves in mid-stream, five times: the slot was idle after at most {slowest:?}"
     );
-
-    // And the slot is another client's: five want four slots, and one of the four leaves.
-    let mut streams: Vec<_> = (0..SLOTS)
-        .map(|_| ring(4_000).stream(orchd.address).expect("a stream"))
-        .collect();
-    for stream in &mut streams {
-        stream.read(10).expect("words");
-    }
-    let address = orchd.address;
-    let fifth = std::thread::spawn(move || ring(20).streamed(address).map(|_| Instant::now()));
-    eventually(Duration::from_secs(5), "the fifth waits", || {
-        waiting(address, 1)
-    });
-    assert!(!fifth.is_finished(), "there was no slot for the fifth");
-    assert_eq!(engine.metric("requests_deferred"), 0.0);
-    let left = Instant::now();
-    drop(streams.pop());
-    let answered = fifth.join().expect("no panic").expect("a whole answer");
-    let took = answered - left;
-    eprintln!("the client who waited for a slot was answered {took:?} after one was left");
-    assert!(took < Duration::from_secs(2), "{took:?}");
-    drop(streams);
-    idle(&engine);
 }
 
 /// Waits until no slot works, no longer than the half second that is promised.
 fn idle(engine: &Engine) -> Duration {
-    let (busy, took) = eventually(
-        Duration::from_millis(500),
-        "all slots are idle",
-        || match engine.slots_busy() {
-            0 => Ok(0),
-            busy => Err(format!("{busy} busy")),
-        },
-    );
-    assert_eq!(busy, 0);
-    took
-}
-
-/// Whether so many requests wait for a slot.
-fn waiting(address: SocketAddr, wanted: u64) -> Result<(), String> {
-    let pools = http::get_json(address, "/v2/pools");
-    let waiting = &pools["pools"][0]["waiting"];
-    if *waiting == wanted {
-        Ok(())
-    } else {
-        Err(format!("{waiting} wait"))
-    }
+    eventually(Duration::from_millis(500), "all slots are idle", || {
+        engine.idle()
+    })
+    .1
 }
 
 #[test]
@@ -170,6 +130,38 @@ fn watch(engine: &Engine, over: &AtomicBool) -> Seen {
         std::thread::sleep(Duration::from_millis(2));
     }
     seen
+}
+
+#[test]
+fn journey_home_an_engine_that_dies_is_told_in_its_streams_and_served_again_when_it_is_back() {
+    let mut engine = Engine::start(Model::Ring, SLOTS, 32_768);
+    let orchd = Orchd::serve_home(&[engine.url()], &["--no-pool-wait", "1s"]);
+    let address = orchd.address;
+    let mut stream = ring(4_000).stream(address).expect("a stream");
+    stream.read(30).expect("words");
+
+    engine.kill9();
+    let killed = Instant::now();
+    let told = stream.finish_lost().expect("an error in-band");
+    let told_after = killed.elapsed();
+    assert_eq!(told, "worker_reset");
+    assert!(told_after < Duration::from_secs(2), "{told_after:?}");
+
+    let refused = ring(5).whole(address).expect_err("nobody is there");
+    let refused_after = killed.elapsed();
+    assert!(
+        refused.starts_with("503") && refused.contains("no_ready_pool"),
+        "{refused}"
+    );
+
+    engine.start_again();
+    let (_, served) = eventually(Duration::from_secs(10), "it serves again", || {
+        ring(5).whole(address)
+    });
+    eprintln!(
+        "engine killed: its client was told after {told_after:?}, the next one refused after {refused_after:?}; served \
+         again {served:?} after the engine was back"
+    );
 }
 
 #[test]
