@@ -77,12 +77,54 @@ fn journey_home_a_client_that_leaves_frees_its_slot_within_half_a_second() {
     );
 }
 
+#[test]
+fn journey_home_a_slot_that_a_client_leaves_goes_to_who_waits_for_one() {
+    let (engine, orchd) = machine(Model::Ring, 32_768);
+    let address = orchd.address;
+    let mut streams: Vec<_> = (0..SLOTS)
+        .map(|_| ring(6_000).stream(address).expect("a stream"))
+        .collect();
+    for stream in &mut streams {
+        stream.read(10).expect("words");
+    }
+    let fifth = std::thread::spawn(move || ring(20).streamed(address).map(|_| Instant::now()));
+    eventually(Duration::from_secs(5), "the fifth waits", || {
+        waiting(address, 1)
+    });
+    assert!(!fifth.is_finished(), "there was no slot for the fifth");
+    assert_eq!(engine.metric("requests_deferred"), 0.0, "it waits at orchd");
+
+    let left = Instant::now();
+    drop(streams.pop());
+    let answered = fifth.join().expect("no panic").expect("a whole answer");
+    let took = answered - left;
+    eprintln!(
+        "who waited for a slot was answered {took:?} after one of four was left in mid-stream"
+    );
+    // The engine frees the slot at its next token. It is seen free by the second reading at the latest, which begins 150 ms
+    // after the close.
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    drop(streams);
+    idle(&engine);
+}
+
 /// Waits until no slot works, no longer than the half second that is promised.
 fn idle(engine: &Engine) -> Duration {
     eventually(Duration::from_millis(500), "all slots are idle", || {
         engine.idle()
     })
     .1
+}
+
+/// Whether so many requests wait for a slot.
+fn waiting(address: SocketAddr, wanted: u64) -> Result<(), String> {
+    let pools = http::get_json(address, "/v2/pools");
+    let waiting = &pools["pools"][0]["waiting"];
+    if *waiting == wanted {
+        Ok(())
+    } else {
+        Err(format!("{waiting} wait"))
+    }
 }
 
 #[test]
