@@ -22,7 +22,7 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
     $completions = @(switch ($command) {
         'orchd' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('-V', '-V ', [CompletionResultType]::ParameterName, 'Print version')
@@ -45,14 +45,14 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--gpu-fixture', '--gpu-fixture', [CompletionResultType]::ParameterName, 'Read the GPUs from this file instead of from the driver, for tests')
             [CompletionResult]::new('--shutdown-grace', '--shutdown-grace', [CompletionResultType]::ParameterName, 'How long running requests may go on after a stop signal (0s to 24h)')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
         }
         'orchd;nodes' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('list', 'list', [CompletionResultType]::ParameterValue, 'List the nodes of the fleet')
@@ -67,7 +67,7 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'How to print the list')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Only nodes of these statuses; repeatable, or separated by commas')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('--no-headers', '--no-headers', [CompletionResultType]::ParameterName, 'Leave out the line of column names')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
@@ -78,7 +78,7 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--machine-id', '--machine-id', [CompletionResultType]::ParameterName, 'Machine id its agent will give; an agent with another one takes the name over only after the node timeout [default: the name of the node]')
             [CompletionResult]::new('--label', '--label', [CompletionResultType]::ParameterName, 'Label of the node; repeatable')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
@@ -87,7 +87,7 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--reason', '--reason', [CompletionResultType]::ParameterName, 'Why, for those who look at the node later')
             [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Stop waiting after this long; the drain goes on (1ms to 24h) [default: wait for ever]')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('--detach', '--detach', [CompletionResultType]::ParameterName, 'Do not wait')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
@@ -95,7 +95,7 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
         }
         'orchd;nodes;undrain' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
@@ -180,14 +180,14 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--shutdown-grace', '--shutdown-grace', [CompletionResultType]::ParameterName, 'How long running requests may go on after a stop signal (0s to 24h)')
             [CompletionResult]::new('--state-dir', '--state-dir', [CompletionResultType]::ParameterName, 'Directory for what must survive a restart [default: orchd''s state directory of the user]')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
         }
         'orchd;completions' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
@@ -195,7 +195,7 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
         'orchd;man' {
             [CompletionResult]::new('--dir', '--dir', [CompletionResultType]::ParameterName, 'Write the page of every command into this directory instead of printing one')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break

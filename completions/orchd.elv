@@ -19,7 +19,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
     var completions = [
         &'orchd'= {
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
             cand -V 'Print version'
@@ -41,13 +41,13 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --gpu-fixture 'Read the GPUs from this file instead of from the driver, for tests'
             cand --shutdown-grace 'How long running requests may go on after a stop signal (0s to 24h)'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }
         &'orchd;nodes'= {
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help'
             cand --help 'Print help'
             cand list 'List the nodes of the fleet'
@@ -61,7 +61,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --output 'How to print the list'
             cand --status 'Only nodes of these statuses; repeatable, or separated by commas'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand --no-headers 'Leave out the line of column names'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
@@ -71,7 +71,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --machine-id 'Machine id its agent will give; an agent with another one takes the name over only after the node timeout [default: the name of the node]'
             cand --label 'Label of the node; repeatable'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }
@@ -79,14 +79,14 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --reason 'Why, for those who look at the node later'
             cand --timeout 'Stop waiting after this long; the drain goes on (1ms to 24h) [default: wait for ever]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand --detach 'Do not wait'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }
         &'orchd;nodes;undrain'= {
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }
@@ -153,20 +153,20 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --shutdown-grace 'How long running requests may go on after a stop signal (0s to 24h)'
             cand --state-dir 'Directory for what must survive a restart [default: orchd''s state directory of the user]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }
         &'orchd;completions'= {
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }
         &'orchd;man'= {
             cand --dir 'Write the page of every command into this directory instead of printing one'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
-            cand --api-token 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }

@@ -25,7 +25,7 @@ function __fish_orchd_using_subcommand
 end
 
 complete -c orchd -n "__fish_orchd_needs_command" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_needs_command" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_needs_command" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_needs_command" -s V -l version -d 'Print version'
 complete -c orchd -n "__fish_orchd_needs_command" -f -a "agent" -d 'Run on a GPU host: report its engines and relay to them'
@@ -43,10 +43,10 @@ complete -c orchd -n "__fish_orchd_using_subcommand agent" -l label -d 'Label of
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l gpu-fixture -d 'Read the GPUs from this file instead of from the driver, for tests' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l shutdown-grace -d 'How long running requests may go on after a stop signal (0s to 24h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand agent" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand agent" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -s h -l help -d 'Print help'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -f -a "list" -d 'List the nodes of the fleet'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -f -a "register" -d 'Announce a node whose agent will come'
@@ -64,23 +64,23 @@ Draining\t''
 Online\t''
 Registering\t''"
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -l no-headers -d 'Leave out the line of column names'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l address -d 'Where its agent will listen' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l machine-id -d 'Machine id its agent will give; an agent with another one takes the name over only after the node timeout [default: the name of the node]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l label -d 'Label of the node; repeatable' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l reason -d 'Why, for those who look at the node later' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l timeout -d 'Stop waiting after this long; the drain goes on (1ms to 24h) [default: wait for ever]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l detach -d 'Do not wait'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from undrain" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from undrain" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from undrain" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from undrain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the nodes of the fleet'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from help" -f -a "register" -d 'Announce a node whose agent will come'
@@ -110,12 +110,12 @@ complete -c orchd -n "__fish_orchd_using_subcommand serve" -l no-pool-wait -d 'H
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l shutdown-grace -d 'How long running requests may go on after a stop signal (0s to 24h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l state-dir -d 'Directory for what must survive a restart [default: orchd\'s state directory of the user]' -r -f -a "(__fish_complete_directories)"
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand serve" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand serve" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand completions" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand completions" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand completions" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand man" -l dir -d 'Write the page of every command into this directory instead of printing one' -r -f -a "(__fish_complete_directories)"
 complete -c orchd -n "__fish_orchd_using_subcommand man" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
-complete -c orchd -n "__fish_orchd_using_subcommand man" -l api-token -d 'Token to show to the control plane; set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand man" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand man" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -88,11 +88,11 @@ pub fn command() -> clap::Command {
     let mut command = Cli::command();
     // Building hands the global options down, so that they can be hidden where they have no meaning.
     command.build();
-    for verb in NOT_CONNECTING {
+    for (verb, unused) in WITHOUT_CONNECTION {
         command = command.mut_subcommand(verb, |verb| {
-            verb.mut_args(|arg| match arg.get_help_heading() {
-                Some(CONNECTION) => arg.hide(true),
-                _ => arg,
+            verb.mut_args(|arg| {
+                let hide = unused.contains(&arg.get_id().as_str());
+                if hide { arg.hide(true) } else { arg }
             })
         });
     }
@@ -101,8 +101,13 @@ pub fn command() -> clap::Command {
 
 /// Heading of the options in [`ConnectArgs`].
 const CONNECTION: &str = "Connection";
-/// Verbs that talk to no control plane.
-const NOT_CONNECTING: [&str; 3] = ["serve", "completions", "man"];
+/// Verbs for which options of the connection mean nothing. `serve` connects to nobody, and takes the token from whoever
+/// connects to it.
+const WITHOUT_CONNECTION: [(&str, &[&str]); 3] = [
+    ("serve", &["servers"]),
+    ("completions", &["servers", "api_token"]),
+    ("man", &["servers", "api_token"]),
+];
 
 /// How to reach the control plane. Used by the agent and by every command that talks to one.
 #[derive(Debug, Clone, Args)]
@@ -120,7 +125,8 @@ pub struct ConnectArgs {
     )]
     pub servers: Vec<HttpUrl>,
 
-    /// Token to show to the control plane; set the variable rather than the option, which others on this machine can read
+    /// Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than
+    /// the option, which others on this machine can read
     #[arg(
         long,
         value_name = "TOKEN",
@@ -445,7 +451,7 @@ pub enum NodesCommand {
     /// List the nodes of the fleet
     ///
     /// STATUS is one word, and after a comma what that word hides: `Offline,draining` is a silent node under a drain,
-    /// `Online,suspect` one that gets requests only when nothing better is left. SLOTS is busy/total. VRAM-FREE is what
+    /// `Online,suspect` one that gets requests only when nothing better is left. POOLS is ready/total, SLOTS is busy/total. VRAM-FREE is what
     /// the engines report. On a terminal, columns that do not fit are left out; `-o wide` shows all of them.
     List(NodesListArgs),
     /// Announce a node whose agent will come

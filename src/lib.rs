@@ -12,7 +12,7 @@
 //!                 │    │            │
 //!  L2    store ─ control ─ admission   relay  engines  listen  clock    the shells round the pure core
 //!                 │          │
-//!  L1          registry    dispatch  agent::machine      PURE: no async, IO, tracing, clock, rand, env
+//!  L1          registry    dispatch  agent::machine  auth     PURE: no async, IO, tracing, clock, rand, env
 //!                 └──────────┴──────┘
 //!  L0                    types                 the shared words (the contract in serde)
 //! ```
@@ -24,11 +24,13 @@
 pub mod admission;
 pub mod agent;
 pub mod api;
+pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod commands;
 pub mod control;
+pub mod decisions;
 pub mod dispatch;
 pub mod engines;
 pub mod gateway;

@@ -15,6 +15,8 @@ pub struct PoolRoute {
     pub pool_id: PoolId,
     /// Where to dial it.
     pub url: HttpUrl,
+    /// Behind its node's own agent: it may be shown the token.
+    pub trusted: bool,
     /// Model ids it serves.
     pub models: Vec<String>,
     /// Takes requests now.
@@ -40,6 +42,8 @@ pub struct Upstream {
     pub pool_id: PoolId,
     /// Where it listens.
     pub origin: Origin,
+    /// Behind its node's own agent: it may be shown the token.
+    pub trusted: bool,
     pub(super) ix: PoolIx,
     url: HttpUrl,
 }
@@ -140,9 +144,11 @@ impl Directory {
                 suspect: route.suspect,
                 slots_total: route.slots_total,
             };
-            let same = old
-                .iter()
-                .position(|e| e.upstream.pool_id == route.pool_id && e.upstream.url == route.url);
+            let same = old.iter().position(|e| {
+                e.upstream.pool_id == route.pool_id
+                    && e.upstream.url == route.url
+                    && e.upstream.trusted == route.trusted
+            });
             let upstream = if let Some(at) = same {
                 let entry = old.swap_remove(at);
                 self.count_out(&entry.models);
@@ -154,6 +160,7 @@ impl Directory {
                     node_id: node_id.clone(),
                     pool_id: route.pool_id.clone(),
                     origin: route.url.origin(),
+                    trusted: route.trusted,
                     ix,
                     url: route.url.clone(),
                 });

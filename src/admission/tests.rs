@@ -14,6 +14,7 @@ fn route(pool: &str, slots: u32) -> PoolRoute {
     PoolRoute {
         pool_id: PoolId::new(pool).expect("good"),
         url: format!("http://127.0.0.1:1/{pool}").parse().expect("good"),
+        trusted: false,
         models: vec!["m".into()],
         accepting: true,
         prospective: true,

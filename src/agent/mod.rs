@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 
+use crate::auth::Guard;
 use crate::client::{Client, ClientError};
 use crate::clock::Clock;
 use crate::engines::{self, Engine, InFlight, Reading};
@@ -45,6 +46,8 @@ const READINGS: usize = 64;
 pub struct Settings {
     /// The control planes to talk to.
     pub client: Client,
+    /// Who may use the proxy.
+    pub guard: Guard,
     /// The node's name.
     pub node_id: NodeId,
     /// The machine's.
@@ -117,6 +120,7 @@ pub async fn run(settings: Settings) -> Result<End, AgentError> {
     let shared = Arc::new(Shared {
         node_id: settings.node_id.clone(),
         doors,
+        guard: settings.guard.clone(),
         stopping: AtomicBool::new(false),
         quiet: Notify::new(),
     });

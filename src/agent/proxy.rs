@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tracing::info;
 
+use crate::auth::{API_KEY, Guard};
 use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::Handler;
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
@@ -39,6 +40,8 @@ pub(super) struct Door {
 pub(super) struct Shared {
     pub node_id: NodeId,
     pub doors: HashMap<PoolId, Door>,
+    /// Who is let in.
+    pub guard: Guard,
     /// No new work.
     pub stopping: AtomicBool,
     /// The last request has ended.
@@ -91,6 +94,7 @@ enum Refused {
     EngineUnreachable,
     UnknownPool,
     BadBody,
+    Unauthorized,
 }
 
 impl Refused {
@@ -110,6 +114,11 @@ impl Refused {
                 StatusCode::NOT_FOUND,
                 "unknown_pool",
                 "this agent has no such pool",
+            ),
+            Self::Unauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "this agent takes the token of its fleet",
             ),
             Self::BadBody => (
                 StatusCode::BAD_REQUEST,
@@ -152,6 +161,10 @@ impl Proxy {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<ProxyBody>, Refused> {
         let path = request.uri().path();
         if let Some(rest) = path.strip_prefix("/pools/") {
+            self.0
+                .guard
+                .admit(request.headers())
+                .map_err(|_| Refused::Unauthorized)?;
             let (pool_id, _) = rest.split_once('/').unwrap_or((rest, ""));
             let door = self.0.doors.get(pool_id).ok_or(Refused::UnknownPool)?;
             if self.0.stopping.load(Ordering::Acquire) {
@@ -194,6 +207,7 @@ impl Proxy {
         relay::end_to_end(&mut headers);
         // Meant for this agent, not for the engine.
         headers.remove(header::AUTHORIZATION);
+        headers.remove(API_KEY);
         let path = parts
             .uri
             .path_and_query()

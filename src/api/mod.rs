@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
+use crate::auth::Guard;
 use crate::control::Control;
 use crate::types::{ErrorCode, VERSION, Version};
 
@@ -71,6 +72,8 @@ pub struct Api {
     pub profile: Profile,
     /// Whether it is ready.
     pub readiness: Arc<Readiness>,
+    /// Who is let in.
+    pub guard: Guard,
 }
 
 impl Api {
@@ -95,15 +98,28 @@ impl Api {
             .method_not_allowed_fallback(no_method)
             .layer(middleware::from_fn_with_state(
                 self.clone(),
-                refuse_by_profile,
+                refuse_at_the_door,
             ))
             .with_state(self)
     }
 }
 
-/// The node calls belong to the CLOUD profile, whatever their body.
-async fn refuse_by_profile(State(api): State<Api>, request: Request, next: Next) -> Response {
+/// Paths that need no token: probes and load balancers have none.
+const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
+
+/// First who asks, then whether this profile has what is asked for: the node calls belong to CLOUD, whatever their body.
+async fn refuse_at_the_door(State(api): State<Api>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
+    if !OPEN.contains(&path)
+        && let Err(denied) = api.guard.admit(request.headers())
+    {
+        let refusal = ApiError::new(ErrorCode::Unauthorized, denied.to_string());
+        let mut response = refusal.into_response();
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        return response;
+    }
     let about_nodes = path == "/v2/nodes" || path.starts_with("/v2/nodes/");
     if api.profile == Profile::Home && about_nodes {
         let message = "this is a HOME control plane: it has no nodes; start it with `orchd serve --cloud` (or \

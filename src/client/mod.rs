@@ -456,6 +456,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
     }
     let code = match status.as_u16() {
         400 => ErrorCode::InvalidRequest,
+        401 => ErrorCode::Unauthorized,
         404 => ErrorCode::NotFound,
         405 => ErrorCode::MethodNotAllowed,
         409 => ErrorCode::NodeIdConflict,

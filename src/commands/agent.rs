@@ -12,7 +12,7 @@ use crate::engines::Engine;
 use crate::types::NodeId;
 
 use super::failure::{Exit, Failure};
-use super::logging;
+use super::{door, logging};
 
 /// How long one call to a control plane may take (contract §4).
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -25,15 +25,9 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     logging::start();
     let token = connect.token();
     let host = sysinfo::System::host_name().ok();
-    if !args.listen.ip().is_loopback() {
-        let message = format!(
-            "{} is not a loopback address, and this version has no tokens yet to guard it with",
-            args.listen
-        );
-        let hint = "listen on 127.0.0.1, and let a reverse proxy or an ssh tunnel lead to it (--advertise)";
-        return Err(Failure::new(Exit::Usage, message).hint(hint).into());
-    }
+    let guard = door::guard(token.clone(), args.listen)?;
     let settings = agent::Settings {
+        guard,
         client: Client::new(connect.servers, token, ATTEMPT_TIMEOUT)?,
         node_id: node_id(args.node_id.clone(), host.as_deref())?,
         machine_id: args
@@ -75,13 +69,7 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
                 .into())
         }
         Err(AgentError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
-            let failure = Failure::new(
-                Exit::Failed,
-                format!("{address} is taken: another program listens there"),
-            );
-            Err(failure
-                .hint("stop that one, or choose another address with --listen")
-                .into())
+            Err(door::taken(address, "--listen").into())
         }
         Err(e) => Err(e.into()),
     }

@@ -161,6 +161,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             }
             ErrorCode::InvalidRequest
             | ErrorCode::Superseded
+            | ErrorCode::Unauthorized
             | ErrorCode::PayloadTooLarge
             | ErrorCode::UnsupportedMediaType => (Exit::Refused, None),
             ErrorCode::Internal => (Exit::Failed, hint("see the log of the control plane")),

@@ -5,6 +5,7 @@
 //! `main`.
 
 pub mod agent;
+mod door;
 pub mod failure;
 pub mod generate;
 mod logging;
@@ -31,7 +32,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Serve(args) => {
             args.check()?;
-            serve::run(*args)
+            serve::run(*args, &cli.connect)
         }
         Command::Agent(args) => {
             args.check()?;

@@ -1,17 +1,17 @@
 //! `orchd serve`.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::cli::ServeArgs;
+use crate::auth::Guard;
+use crate::cli::{ConnectArgs, ServeArgs};
 use crate::engines::Engine;
 use crate::server::{self, ServeError, Setup};
 use crate::{admission, control};
 
-use super::failure::{Exit, Failure};
-use super::logging;
+use super::failure::Exit;
+use super::{door, logging};
 
 /// Readings of engines count for two of their longest intervals in HOME: they are read at least every 5 s (contract §4).
 const HOME_SAMPLE_TTL_MS: u64 = 10_000;
@@ -20,9 +20,10 @@ const HOME_SAMPLE_TTL_MS: u64 = 10_000;
 ///
 /// # Errors
 /// Why it does not start.
-pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     logging::start();
-    let settings = settings(args)?;
+    let guard = door::guard(connect.token(), args.listen)?;
+    let settings = settings(args, guard)?;
     let address = settings.listen;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -31,21 +32,13 @@ pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     match runtime.block_on(server::run(settings)) {
         Ok(()) => Ok(Exit::Done.into()),
         Err(ServeError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
-            Err(taken(address))
+            Err(door::taken(address, "--listen").into())
         }
         Err(e) => Err(e.into()),
     }
 }
 
-fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
-    if !args.listen.ip().is_loopback() {
-        let message = format!(
-            "{} is not a loopback address, and this version has no tokens yet to guard it with",
-            args.listen
-        );
-        let hint = "listen on 127.0.0.1, and put a reverse proxy or an ssh tunnel in front for other machines";
-        return Err(Failure::new(Exit::Usage, message).hint(hint).into());
-    }
+fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
     let millis =
         |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let heartbeat_interval_ms = millis(args.effective_heartbeat_interval());
@@ -89,19 +82,9 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
     Ok(server::Settings {
         setup,
         listen: args.listen,
+        guard,
         control,
         admission,
         shutdown_grace: args.shutdown_grace,
     })
-}
-
-/// Somebody listens there: who is it, and what to do. llama-server's own default port is the same.
-fn taken(address: SocketAddr) -> anyhow::Error {
-    let failure = Failure::new(
-        Exit::Failed,
-        format!("{address} is taken: another program listens there"),
-    );
-    failure
-        .hint("stop that one, or choose another address with --listen (ORCHD_ADDR)")
-        .into()
 }

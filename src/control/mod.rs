@@ -410,9 +410,12 @@ fn routes(node: &Node) -> Vec<PoolRoute> {
     // A node that is registering or suspect may serve soon; one that is draining or Offline will not.
     let hopeful = matches!(node.status(), NodeStatus::Online | NodeStatus::Registering)
         && !node.record.departed;
-    node.pools
-        .iter()
-        .filter_map(|pool| {
+    // Pools of a former agent process are routed to no more, but what they served is still known.
+    let reported = node.pools.iter().map(|pool| (pool, schedulable));
+    let former = node.former.iter().map(|pool| (pool, false));
+    reported
+        .chain(former)
+        .filter_map(|(pool, schedulable)| {
             let may_serve = !matches!(
                 pool.state,
                 PoolState::Unreachable | PoolState::Misconfigured
@@ -420,6 +423,7 @@ fn routes(node: &Node) -> Vec<PoolRoute> {
             Some(PoolRoute {
                 pool_id: pool.pool_id.clone(),
                 url: node.pool_url(pool)?,
+                trusted: node.is_behind_agent(pool),
                 models: pool.models_available.clone(),
                 accepting: schedulable && pool.ready && !pool.draining,
                 prospective: hopeful && may_serve,

@@ -4,6 +4,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use crate::admission::Refused;
+use crate::auth::Denied;
 use crate::relay::CollectError;
 use crate::types::Millis;
 
@@ -51,6 +52,9 @@ pub enum GatewayError {
         /// That method.
         allowed: &'static str,
     },
+    /// It takes a token.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// No slot.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -90,6 +94,7 @@ impl GatewayError {
                 invalid,
                 "method_not_allowed",
             ),
+            Self::Denied(_) => (StatusCode::UNAUTHORIZED, invalid, "invalid_api_key"),
             Self::Refused(Refused::QueueFull { .. }) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",

@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use tracing::{debug, info};
 
 use crate::admission::{Admission, Ask, ModelIx, Permit};
+use crate::auth::{API_KEY, Guard};
 use crate::clock::Clock;
 use crate::relay::{self, Load, Outgoing, RelayBody, SendError};
 use crate::types::{Mono, REFUSED_HEADER, UnixMs};
@@ -43,12 +44,12 @@ const POOL: HeaderName = HeaderName::from_static("x-orchd-pool");
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-orchd-queue-ms");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-orchd-attempts");
 const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// The gateway of one process, shared by its serving threads.
 pub struct Gateway {
     clock: Clock,
     admission: Arc<Admission>,
+    guard: Guard,
     /// What is dialled: engines in HOME, agents in CLOUD.
     peer: Peer,
     /// Tells this process's request ids from another's.
@@ -73,7 +74,7 @@ impl Load for Carried {
 impl Gateway {
     /// A gateway over the pools that `admission` knows.
     #[must_use]
-    pub fn new(clock: Clock, admission: Arc<Admission>, peer: Peer) -> Arc<Self> {
+    pub fn new(clock: Clock, admission: Arc<Admission>, guard: Guard, peer: Peer) -> Arc<Self> {
         let mut bytes = [0_u8; 4];
         getrandom::fill(&mut bytes).expect("the system has randomness to give");
         let prefix = format!("req-{:08x}", u32::from_ne_bytes(bytes));
@@ -81,6 +82,7 @@ impl Gateway {
         Arc::new(Self {
             clock,
             admission,
+            guard,
             peer,
             prefix,
             requests: AtomicU64::new(0),
@@ -95,13 +97,31 @@ impl Gateway {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let id = self.request_id(request.headers());
-        let result = match (request.method(), request.uri().path()) {
+        let result = match self.guard.admit(request.headers()) {
+            Ok(()) => self.admitted(request, &id).await,
+            Err(denied) => Err(denied.into()),
+        };
+        let mut response = result.unwrap_or_else(|e| e.response());
+        response.headers_mut().insert(REQUEST_ID, id);
+        response
+    }
+
+    async fn admitted<B>(
+        &self,
+        request: Request<B>,
+        id: &HeaderValue,
+    ) -> Result<Response<GatewayBody>, GatewayError>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match (request.method(), request.uri().path()) {
             (&Method::GET, "/v1/models") => {
                 Ok(answer::models(&self.admission.models(), self.started))
             }
             (&Method::GET, path) if path.starts_with("/v1/models/") => self.model(path),
             (&Method::POST, path) if !path.starts_with("/v1/models") => {
-                self.relay(request, &id).await
+                self.relay(request, id).await
             }
             (_, path) => Err(GatewayError::Method {
                 allowed: if path.starts_with("/v1/models") {
@@ -110,10 +130,7 @@ impl Gateway {
                     "POST"
                 },
             }),
-        };
-        let mut response = result.unwrap_or_else(|e| e.response());
-        response.headers_mut().insert(REQUEST_ID, id);
-        response
+        }
     }
 
     /// The client's own, else a new one: unique without a lookup, a lock or a random number per request.
@@ -228,7 +245,7 @@ enum Fault {
 }
 
 impl Exchange<'_> {
-    async fn run(self) -> Result<Response<GatewayBody>, GatewayError> {
+    async fn run(mut self) -> Result<Response<GatewayBody>, GatewayError> {
         let mut ask = Ask {
             model: self.model,
             weight: self.weight,
@@ -247,6 +264,14 @@ impl Exchange<'_> {
             ask.avoid = Some(permit.pool());
             let upstream = Arc::clone(permit.upstream());
             permit.sent();
+            // The token is for this fleet's own agents, not for whatever a heartbeat may name as an engine.
+            match self.gateway.guard.token().filter(|_| upstream.trusted) {
+                Some(token) => {
+                    let bearer = token.bearer().clone();
+                    self.outgoing.headers.insert(header::AUTHORIZATION, bearer);
+                }
+                None => drop(self.outgoing.headers.remove(header::AUTHORIZATION)),
+            }
             let sent = relay::send(
                 &upstream.origin,
                 self.gateway.peer,

@@ -272,8 +272,7 @@ impl Registry {
             Edit::Clear => node.drain = None,
         }
         if fresh_instance {
-            node.live.begin();
-            node.pools.clear();
+            node.begin();
         }
         if touch {
             node.live.touch(now);

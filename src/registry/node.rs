@@ -111,17 +111,21 @@ pub struct Node {
     pub live: Liveness,
     /// Its pools, as last reported, or as last described before this process began.
     pub pools: Vec<PoolStatus>,
+    /// The pools of its former agent process, until the new one reports: their models are still worth waiting for.
+    pub former: Vec<PoolStatus>,
 }
 
 impl Node {
     pub(super) fn restored(restored: Restored) -> Self {
         let last_heartbeat_ms = restored.record.registered_at_ms;
+        let offline = restored.offline || restored.record.departed;
         Self {
+            former: Vec::new(),
             record: restored.record,
             drain: restored.drain,
             live: Liveness {
                 beaten: restored.beaten,
-                offline: restored.offline,
+                offline,
                 last_heartbeat_ms,
                 ..Liveness::default()
             },
@@ -140,6 +144,15 @@ impl Node {
             drain: None,
             live: Liveness::default(),
             pools: Vec::new(),
+            former: Vec::new(),
+        }
+    }
+
+    /// Another agent process speaks from now on.
+    pub(super) fn begin(&mut self) {
+        self.live.begin();
+        if !self.pools.is_empty() {
+            self.former = std::mem::take(&mut self.pools);
         }
     }
 
@@ -151,6 +164,7 @@ impl Node {
                 ..Liveness::default()
             };
             self.pools.clear();
+            self.former.clear();
         }
         self.record = record;
     }
@@ -193,6 +207,8 @@ impl Node {
                 .iter()
                 .zip(&pools)
                 .any(|(old, new)| old.ready != new.ready || old.draining != new.draining);
+        beat.routes_changed |= !self.former.is_empty();
+        self.former.clear();
         self.pools = pools;
         beat
     }
@@ -243,6 +259,18 @@ impl Node {
     #[must_use]
     pub fn suspect(&self) -> bool {
         self.live.heard.is_none() && !self.live.offline
+    }
+
+    /// Whether a pool is behind this node's own agent, so that it may be shown the token.
+    #[must_use]
+    pub fn is_behind_agent(&self, pool: &PoolStatus) -> bool {
+        let Some(address) = &self.record.address else {
+            return false;
+        };
+        pool.url.as_ref().is_none_or(|url| {
+            let (url, address) = (url.origin(), address.origin());
+            (url.https, url.authority) == (address.https, address.authority)
+        })
     }
 
     /// How the gateway reaches a pool: by its own url, else through the agent's proxy.

@@ -121,23 +121,13 @@ async fn exchange(
     outgoing: &Outgoing,
 ) -> Result<(Response<hyper::body::Incoming>, Lease), SendError> {
     while let Some(mut lease) = connections::reuse(origin, peer) {
-        match lease
+        // An upstream may close an idle connection at the very moment at which it is used again: that is no failure.
+        if let Ok(response) = lease
             .sender()
-            .try_send_request(request(origin, outgoing)?)
+            .send_request(request(origin, outgoing)?)
             .await
         {
-            Ok(response) => return Ok((response, lease)),
-            // The upstream closed the idle connection at the same moment: nothing of the request was read.
-            Err(_) if !lease.sender().is_ready() => {}
-            Err(mut error) => {
-                if error.take_message().is_none() {
-                    let source = error.into_error();
-                    return Err(SendError::Reset {
-                        authority: origin.authority.clone(),
-                        source,
-                    });
-                }
-            }
+            return Ok((response, lease));
         }
     }
     let dialled = tokio::time::timeout(CONNECT_TIMEOUT, connections::dial(origin, peer)).await;

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::admission::{self, Admission};
 use crate::api::{Api, Profile, Readiness};
+use crate::auth::Guard;
 use crate::clock::Clock;
 use crate::control::{self, Control};
 use crate::engines::Engine;
@@ -50,6 +51,8 @@ pub struct Settings {
     pub setup: Setup,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Who is let in.
+    pub guard: Guard,
     /// Periods of the control plane.
     pub control: control::Settings,
     /// Periods and bounds of the queues.
@@ -111,8 +114,9 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         control: Arc::clone(&control),
         profile,
         readiness: Arc::clone(&readiness),
+        guard: settings.guard.clone(),
     };
-    let gateway = Gateway::new(clock, Arc::clone(&admission), peer);
+    let gateway = Gateway::new(clock, Arc::clone(&admission), settings.guard, peer);
     let face = Face::new(api.router(), gateway);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers =

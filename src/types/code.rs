@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum ErrorCode {
     /// The body or a parameter does not parse or fit.
     InvalidRequest,
+    /// It takes a token, and brought none or another one.
+    Unauthorized,
     /// No route of this name.
     NotFound,
     /// A node id of which nothing is known.
@@ -38,6 +40,7 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
+            Self::Unauthorized => 401,
             Self::NotFound | Self::NodeNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::NodeIdConflict | Self::Superseded => 409,

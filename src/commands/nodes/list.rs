@@ -18,7 +18,7 @@ const COLUMNS: [Column; 13] = [
     column("STATUS", 0, None, false),
     column("GPUS", 3, Some(10), false),
     column("VRAM-FREE", 4, None, true),
-    column("POOLS", 5, None, false),
+    column("POOLS", 5, None, true),
     column("SLOTS", 0, None, true),
     column("MODELS", 1, Some(12), false),
     column("SEEN", 2, None, false),
@@ -229,19 +229,18 @@ fn vram_free(node: &NodeView) -> String {
     bytes.map_or(NOTHING.to_owned(), size)
 }
 
-/// How many, and how many of them are ready when not all are.
+/// `ready/total`.
 fn pools(node: &NodeView) -> String {
     let total = node.pool_status.len();
+    if total == 0 {
+        return NOTHING.to_owned();
+    }
     let ready = node
         .pool_status
         .iter()
         .filter(|pool| pool.status.ready)
         .count();
-    if ready == total {
-        total.to_string()
-    } else {
-        format!("{total} ({ready} ready)")
-    }
+    format!("{ready}/{total}")
 }
 
 /// `busy/total`: as last reported, and at least what the control plane itself runs there.
