@@ -1,5 +1,6 @@
 //! Journeys on one machine: `orchd serve --engine`, in front of a real engine.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -240,6 +241,37 @@ fn not_ready(address: SocketAddr) -> Result<String, String> {
     match http::get(address, "/readyz") {
         Ok(response) if response.status == 503 => Ok("/readyz was 503".to_owned()),
         Ok(response) => Err(format!("/readyz is {}", response.status)),
-        Err(e) => Ok(format!("no connection ({})", e.kind())),
+        // Whether it may be cut off rather than refused is for the next journey.
+        Err(e) => Ok(format!("no answer ({})", e.kind())),
     }
+}
+
+#[test]
+fn journey_home_who_connects_while_it_stops_is_answered_or_refused_but_not_cut_off() {
+    let engine = Engine::start(Model::Ring, SLOTS, 32_768);
+    let mut seen = BTreeMap::new();
+    for _ in 0..20 {
+        let orchd = Orchd::serve_home(&[engine.url()], &[]);
+        let mut stream = ring(1_000).stream(orchd.address).expect("a stream");
+        stream.read(10).expect("words");
+        orchd.terminate();
+        eventually(
+            Duration::from_secs(2),
+            "it refuses connections or answers 503",
+            || {
+                let outcome = match http::get(orchd.address, "/readyz") {
+                    Ok(response) => response.status.to_string(),
+                    Err(e) => e.kind().to_string(),
+                };
+                *seen.entry(outcome.clone()).or_insert(0_usize) += 1;
+                match outcome.as_str() {
+                    "503" | "connection refused" => Ok(()),
+                    _ => Err(outcome),
+                }
+            },
+        );
+    }
+    eprintln!("twenty stops, who connected meanwhile: {seen:?}");
+    seen.retain(|outcome, _| !["200", "503", "connection refused"].contains(&outcome.as_str()));
+    assert!(seen.is_empty(), "cut off: {seen:?}");
 }
