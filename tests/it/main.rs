@@ -4,6 +4,7 @@ mod client;
 mod commands;
 mod fake_control_plane;
 mod generated;
+mod journey_cloud;
 mod journey_home;
 mod layers;
 mod nodes_drain;

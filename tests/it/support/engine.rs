@@ -3,7 +3,7 @@
 //! Used by the journeys. It comes from `tests/engine/fetch.sh`, by way of `tests/run`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -39,7 +39,10 @@ impl Model {
 pub struct Engine {
     running: Running,
     pub address: SocketAddr,
-    _dir: TempDir,
+    model: Model,
+    slots: u32,
+    context: u32,
+    dir: TempDir,
 }
 
 impl Engine {
@@ -48,38 +51,40 @@ impl Engine {
         match Self::try_start(model, slots, context) {
             Ok(engine) => engine,
             // Somebody may have taken the port.
-            Err(NotReady::Ended(_)) => Self::try_start(model, slots, context)
-                .unwrap_or_else(|(NotReady::Ended(why) | NotReady::Late(why))| panic!("{why}")),
-            Err(NotReady::Late(why)) => panic!("{why}"),
+            Err(NotReady::Ended(_)) => {
+                Self::try_start(model, slots, context).unwrap_or_else(|not_ready| not_ready.panic())
+            }
+            Err(late) => late.panic(),
         }
     }
 
     fn try_start(model: Model, slots: u32, context: u32) -> Result<Self, NotReady> {
-        let home = home();
         let dir = tempfile::tempdir().expect("a directory for the log");
         let address = free_address();
-        let alias = model.alias();
-        let mut command = Command::new(home.join("bin/llama-server"));
-        command
-            .env_clear()
-            .env("LD_LIBRARY_PATH", home.join("bin"))
-            .current_dir(dir.path())
-            .arg("-m")
-            .arg(home.join(alias).with_extension("gguf"))
-            .args(["--alias", alias])
-            .args(["--host", "127.0.0.1", "--port", &address.port().to_string()])
-            .args(["-np", &slots.to_string(), "-c", &context.to_string()])
-            // More than one thread spin for each other on a small machine.
-            .args(["-ngl", "0", "--device", "none", "-t", "1"])
-            .args(["--slots", "--metrics"]);
-        let name = format!("llama-server {alias} on {address}");
-        let mut running = Running::spawn(&name, &mut command, &dir.path().join("engine.log"));
-        running.ready(address, "/health", START)?;
-        Ok(Self {
-            running,
+        let mut engine = Self {
+            running: spawn(model, slots, context, address, dir.path()),
             address,
-            _dir: dir,
-        })
+            model,
+            slots,
+            context,
+            dir,
+        };
+        engine.running.ready(address, "/health", START)?;
+        Ok(engine)
+    }
+
+    /// SIGKILL.
+    pub fn kill9(&mut self) {
+        self.running.kill9();
+    }
+
+    /// Starts it once more as it was, on the same port.
+    pub fn start_again(&mut self) {
+        let dir = self.dir.path();
+        self.running = spawn(self.model, self.slots, self.context, self.address, dir);
+        self.running
+            .ready(self.address, "/health", START)
+            .unwrap_or_else(|not_ready| not_ready.panic());
     }
 
     pub fn url(&self) -> String {
@@ -106,10 +111,33 @@ impl Engine {
             .unwrap_or_else(|| panic!("no {name} among the metrics:\n{text}"))
     }
 
-    /// SIGKILL.
-    pub fn kill9(&mut self) {
-        self.running.kill9();
+    /// Whether none of its slots works; how many do, if not.
+    pub fn idle(&self) -> Result<(), String> {
+        match self.slots_busy() {
+            0 => Ok(()),
+            busy => Err(format!("{busy} slots are busy")),
+        }
     }
+}
+
+fn spawn(model: Model, slots: u32, context: u32, address: SocketAddr, dir: &Path) -> Running {
+    let home = home();
+    let alias = model.alias();
+    let mut command = Command::new(home.join("bin/llama-server"));
+    command
+        .env_clear()
+        .env("LD_LIBRARY_PATH", home.join("bin"))
+        .current_dir(dir)
+        .arg("-m")
+        .arg(home.join(alias).with_extension("gguf"))
+        .args(["--alias", alias])
+        .args(["--host", "127.0.0.1", "--port", &address.port().to_string()])
+        .args(["-np", &slots.to_string(), "-c", &context.to_string()])
+        // Several threads wait for each other by spinning, and starve whoever else runs on a small machine.
+        .args(["-ngl", "0", "--device", "none", "-t", "1"])
+        .args(["--slots", "--metrics"]);
+    let name = format!("llama-server {alias} on {address}");
+    Running::spawn(&name, &mut command, &dir.join("engine.log"))
 }
 
 /// Where `tests/engine/fetch.sh` put the engine.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::fake_control_plane::orchd;
+use crate::fake_control_plane::{Ran, orchd};
 
 use super::free_address;
 use super::process::{NotReady, Running};
@@ -64,8 +64,8 @@ impl Orchd {
             Ok(orchd) => orchd,
             // Somebody may have taken the port.
             Err(NotReady::Ended(_)) => Self::try_start(name, arguments, ready)
-                .unwrap_or_else(|(NotReady::Ended(why) | NotReady::Late(why))| panic!("{why}")),
-            Err(NotReady::Late(why)) => panic!("{why}"),
+                .unwrap_or_else(|not_ready| not_ready.panic()),
+            Err(late) => late.panic(),
         }
     }
 
@@ -114,15 +114,13 @@ impl Orchd {
     /// Starts it once more as it was: same arguments, same port, same directory.
     pub fn start_again(&mut self) {
         self.running = spawn(&self.name, &self.arguments, self.dir.path());
-        if let Err(NotReady::Ended(why) | NotReady::Late(why)) =
-            self.running.ready(self.address, self.ready, START)
-        {
-            panic!("{why}");
-        }
+        self.running
+            .ready(self.address, self.ready, START)
+            .unwrap_or_else(|not_ready| not_ready.panic());
     }
 
     /// Runs a command of an operator against it, to its end.
-    pub fn command(&self, arguments: &[&str]) -> crate::fake_control_plane::Ran {
+    pub fn command(&self, arguments: &[&str]) -> Ran {
         let output = self.prepared(arguments).output().expect("orchd runs");
         output.into()
     }

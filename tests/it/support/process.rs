@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::{STEP, http};
 
-/// How much of a log is shown when a test fails.
-const TAIL_LINES: usize = 60;
+/// How many lines of a log are shown when a test fails.
+const TAIL_LINES: usize = 40;
 
 /// A process of this test.
 pub struct Running {
@@ -30,6 +30,14 @@ pub enum NotReady {
     Ended(String),
     /// It runs, and does not answer as it should.
     Late(String),
+}
+
+impl NotReady {
+    /// Fails the test with what is known.
+    pub fn panic(self) -> ! {
+        let (Self::Ended(why) | Self::Late(why)) = self;
+        panic!("{why}")
+    }
 }
 
 impl Running {
