@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use crate::registry::{Change, Edit, Intent};
+use crate::registry::{Change, Edit, Intent, Speaker};
 use crate::store::{Observed, Store, Write};
 use crate::types::{Mono, NodeId};
 
@@ -284,7 +284,7 @@ fn writes(change: &Change) -> Vec<Write> {
         Edit::Clear => writes.push(Write::Drain(id(), None)),
     }
     let ended = matches!(&change.record, Edit::Set(record) if record.departed);
-    if gone || ended || change.fresh_instance {
+    if gone || ended || change.speaker == Speaker::NewMachine {
         writes.push(Write::Observed(id(), None));
     }
     writes

@@ -68,6 +68,18 @@ impl<T> Edit<T> {
     }
 }
 
+/// Who speaks for a node after an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    /// Whoever did before.
+    Same,
+    /// Another agent process of the same machine: pool status and heartbeat count begin anew, and what the machine was
+    /// known for is kept until it reports.
+    NewProcess,
+    /// Another machine, or the first: nothing of what was known before is its own.
+    NewMachine,
+}
+
 /// A decided order: each durable field by name, and what follows for liveness once it is durable.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
@@ -77,8 +89,8 @@ pub struct Change {
     pub record: Edit<Record>,
     /// The drain.
     pub drain: Edit<Drain>,
-    /// Another agent process: pool status and heartbeat count begin anew.
-    pub fresh_instance: bool,
+    /// Who speaks for the node from now on.
+    pub speaker: Speaker,
     /// The lease starts now.
     pub touch: bool,
 }
@@ -91,7 +103,7 @@ impl Change {
             node_id: node_id.clone(),
             record: Edit::Keep,
             drain: Edit::Keep,
-            fresh_instance: false,
+            speaker: Speaker::Same,
             touch: false,
         }
     }

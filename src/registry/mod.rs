@@ -16,7 +16,7 @@ use crate::types::{
     RegisterRequest,
 };
 
-pub use change::{Change, Edit, Intent, Refusal};
+pub use change::{Change, Edit, Intent, Refusal, Speaker};
 pub use drain::Drain;
 pub use node::{Node, Record};
 
@@ -169,8 +169,9 @@ impl Registry {
             let record = &node.record;
             if record.machine_id == request.machine() {
                 registered_at_ms = record.registered_at_ms;
-                change.fresh_instance =
-                    request.instance_id.is_some() && request.instance_id != record.instance_id;
+                if request.instance_id.is_some() && request.instance_id != record.instance_id {
+                    change.speaker = Speaker::NewProcess;
+                }
             } else if let Some(left_ms) =
                 node.lease_left(now.mono, self.settings.node_timeout_ms, self.grace_until)
             {
@@ -181,10 +182,10 @@ impl Registry {
                     retry_after_ms: left_ms,
                 });
             } else {
-                change.fresh_instance = true;
+                change.speaker = Speaker::NewMachine;
             }
         } else {
-            change.fresh_instance = true;
+            change.speaker = Speaker::NewMachine;
         }
         // An order belongs to a machine: another one that takes the name over starts without it.
         if let Some(drain) = known.and_then(|node| node.drain.as_ref())
@@ -249,7 +250,7 @@ impl Registry {
             node_id,
             record,
             drain,
-            fresh_instance,
+            speaker,
             touch,
         } = change;
         let node = match (record, self.nodes.entry(node_id)) {
@@ -271,8 +272,8 @@ impl Registry {
             Edit::Set(drain) => node.drain = Some(drain),
             Edit::Clear => node.drain = None,
         }
-        if fresh_instance {
-            node.begin();
+        if speaker != Speaker::Same {
+            node.begin(speaker == Speaker::NewProcess);
         }
         if touch {
             node.live.touch(now);

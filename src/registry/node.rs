@@ -148,11 +148,14 @@ impl Node {
         }
     }
 
-    /// Another agent process speaks from now on.
-    pub(super) fn begin(&mut self) {
+    /// Another agent process speaks from now on; `same_machine` keeps what the former one was known for.
+    pub(super) fn begin(&mut self, same_machine: bool) {
         self.live.begin();
-        if !self.pools.is_empty() {
-            self.former = std::mem::take(&mut self.pools);
+        let former = std::mem::take(&mut self.pools);
+        if !same_machine {
+            self.former.clear();
+        } else if !former.is_empty() {
+            self.former = former;
         }
     }
 
