@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::dispatch::{ModelIx, PoolCounts, PoolIx, PoolSpec};
+use crate::dispatch::{ModelIx, PoolIx, PoolSpec};
 use crate::types::{HttpUrl, Mono, NodeId, Origin, PoolId, PoolState};
 
 use super::State;
@@ -81,6 +81,7 @@ struct Entry {
     n_ctx: Option<u64>,
     state: PoolState,
     accepting: bool,
+    slots_total: u32,
 }
 
 /// One node's pools.
@@ -173,6 +174,7 @@ impl Directory {
                 n_ctx: route.n_ctx,
                 state: route.state,
                 accepting: route.accepting,
+                slots_total: route.slots_total,
             });
         }
         for entry in old {
@@ -225,14 +227,25 @@ impl Directory {
             .sum()
     }
 
-    pub fn models(&self, state: &State, now: Mono) -> Vec<ModelView> {
+    pub fn only_model(&self) -> Option<ModelIx> {
+        let mut known = self.models.values().filter(|known| known.pools > 0);
+        known
+            .next()
+            .filter(|_| known.next().is_none())
+            .map(|known| known.ix)
+    }
+
+    pub fn names(&self, most: usize) -> Vec<Arc<str>> {
+        let known = self.models.iter().filter(|(_, known)| known.pools > 0);
+        let mut names: Vec<Arc<str>> = known.map(|(name, _)| Arc::clone(name)).collect();
+        names.sort_unstable();
+        names.truncate(most);
+        names
+    }
+
+    pub fn models(&self) -> Vec<ModelView> {
         let mut views: BTreeMap<&Arc<str>, ModelView> = BTreeMap::new();
         for entry in self.nodes.values().flat_map(|node| &node.pools) {
-            let slots = if entry.accepting {
-                counts(state, now, &entry.upstream).slots_total
-            } else {
-                0
-            };
             for name in &entry.models {
                 let view = views.entry(name).or_insert_with(|| ModelView {
                     id: Arc::clone(name),
@@ -240,7 +253,9 @@ impl Directory {
                     slots: 0,
                     state: PoolState::Unknown,
                 });
-                view.slots += slots;
+                if entry.accepting {
+                    view.slots += entry.slots_total;
+                }
                 if let Some(n_ctx) = entry.n_ctx {
                     let (least, most) = view.n_ctx.unwrap_or((n_ctx, n_ctx));
                     view.n_ctx = Some((least.min(n_ctx), most.max(n_ctx)));
@@ -276,15 +291,11 @@ fn place(upstreams: &mut Vec<Arc<Upstream>>, upstream: &Arc<Upstream>) {
     }
 }
 
-fn counts(state: &State, now: Mono, upstream: &Upstream) -> PoolCounts {
-    state.dispatch.counts(now, upstream.ix)
-}
-
 /// Requests on a pool, 0 once its place in the table is another's.
 fn still_running(state: &State, now: Mono, upstream: &Arc<Upstream>) -> u32 {
     let holder = &state.upstreams[upstream.ix.0 as usize];
     if Arc::ptr_eq(holder, upstream) {
-        counts(state, now, upstream).running
+        state.dispatch.counts(now, upstream.ix).running
     } else {
         0
     }

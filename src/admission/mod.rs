@@ -14,11 +14,11 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Clock;
 use crate::dispatch::{
-    self, Dispatch, Grant, Offer, PoolCounts, PoolIx, Quarantine, Ticket, Verdict,
+    self, Dispatch, Grant, Offer, PoolCounts, PoolIx, Quarantine, Ticket, Turn, Verdict,
 };
 use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
 
-pub use crate::dispatch::{ModelIx, Settings};
+pub use crate::dispatch::{Failure, ModelIx, Settings};
 pub use directory::{ModelView, PoolRoute, Upstream};
 pub use permit::Permit;
 
@@ -46,9 +46,15 @@ pub enum Refused {
 
 type Outcome = Result<Permit, Refused>;
 
+/// Somebody who waits.
+struct Waiter {
+    turn: Turn,
+    tell: oneshot::Sender<Outcome>,
+}
+
 struct State {
     dispatch: Dispatch,
-    waiters: HashMap<Ticket, oneshot::Sender<Outcome>>,
+    waiters: HashMap<Ticket, Waiter>,
     /// By `PoolIx`.
     upstreams: Vec<Arc<Upstream>>,
     verdicts: Vec<(Ticket, Verdict)>,
@@ -75,8 +81,8 @@ pub struct Ask {
     pub model: ModelIx,
     /// How many slots.
     pub weight: u32,
-    /// The number it got on its first try.
-    pub ticket: Option<Ticket>,
+    /// The place it got on its first try.
+    pub turn: Option<Turn>,
     /// A pool to leave out while another has room.
     pub avoid: Option<PoolIx>,
 }
@@ -113,10 +119,12 @@ impl Admission {
             let mut verdicts = std::mem::take(&mut state.verdicts);
             state.dispatch.pump(now, &mut verdicts);
             for (ticket, verdict) in verdicts.drain(..) {
-                deliveries.push((
-                    state.waiters.remove(&ticket),
-                    self.outcome(&state, ticket, verdict),
-                ));
+                let waiter = state
+                    .waiters
+                    .remove(&ticket)
+                    .expect("whoever is in a queue waits");
+                let outcome = self.outcome(&state, waiter.turn, verdict);
+                deliveries.push((waiter.tell, outcome));
             }
             state.verdicts = verdicts;
             let next = state.dispatch.next_deadline();
@@ -128,10 +136,7 @@ impl Admission {
         };
         for (waiter, outcome) in deliveries {
             // Whoever left meanwhile drops its permit here, and with it gives the slots to the next.
-            match waiter {
-                Some(waiter) => drop(waiter.send(outcome)),
-                None => drop(outcome),
-            }
+            drop(waiter.send(outcome));
         }
         if rearm {
             self.rearm.notify_one();
@@ -139,19 +144,19 @@ impl Admission {
         result
     }
 
-    fn outcome(self: &Arc<Self>, state: &State, ticket: Ticket, verdict: Verdict) -> Outcome {
+    fn outcome(self: &Arc<Self>, state: &State, turn: Turn, verdict: Verdict) -> Outcome {
         match verdict {
-            Verdict::Granted(grant) => Ok(self.permit(state, ticket, grant)),
+            Verdict::Granted(grant) => Ok(self.permit(state, turn, grant)),
             Verdict::QueueTimeout => Err(Refused::QueueTimeout),
             Verdict::NoReadyPool => Err(Refused::NoReadyPool),
         }
     }
 
-    fn permit(self: &Arc<Self>, state: &State, ticket: Ticket, grant: Grant) -> Permit {
+    fn permit(self: &Arc<Self>, state: &State, turn: Turn, grant: Grant) -> Permit {
         Permit::new(
             Arc::clone(self),
             Arc::clone(&state.upstreams[grant.pool.0 as usize]),
-            ticket,
+            turn,
             grant,
         )
     }
@@ -165,17 +170,17 @@ impl Admission {
             if state.closed {
                 return Err(Refused::ShuttingDown);
             }
-            let ticket = ask.ticket.unwrap_or_else(|| state.dispatch.arrive());
+            let turn = ask.turn.unwrap_or_else(|| state.dispatch.arrive(now));
             match state
                 .dispatch
-                .offer(now, ticket, ask.model, ask.weight, ask.avoid)
+                .offer(now, turn, ask.model, ask.weight, ask.avoid)
             {
-                Offer::Granted(grant) => Ok(Ok(self.permit(state, ticket, grant))),
+                Offer::Granted(grant) => Ok(Ok(self.permit(state, turn, grant))),
                 Offer::Full { retry_after_ms } => Err(Refused::QueueFull { retry_after_ms }),
                 Offer::Queued => {
-                    let (waiter, outcome) = oneshot::channel();
-                    state.waiters.insert(ticket, waiter);
-                    Ok(Err((ticket, outcome)))
+                    let (tell, outcome) = oneshot::channel();
+                    state.waiters.insert(turn.ticket, Waiter { turn, tell });
+                    Ok(Err((turn.ticket, outcome)))
                 }
             }
         });
@@ -223,15 +228,16 @@ impl Admission {
     pub fn close(self: &Arc<Self>) {
         let waiters = self.locked(|state, _| {
             state.closed = true;
+            state.dispatch.close();
             std::mem::take(&mut state.waiters)
         });
         for (_, waiter) in waiters {
-            drop(waiter.send(Err(Refused::ShuttingDown)));
+            drop(waiter.tell.send(Err(Refused::ShuttingDown)));
         }
     }
 
     fn answering(self: &Arc<Self>, grant: Grant) {
-        self.locked(|state, now| state.dispatch.answering(now, grant));
+        self.locked(|state, _| state.dispatch.answering(grant));
     }
 
     fn give_back(self: &Arc<Self>, grant: Grant, answering: bool, quarantine: Quarantine) {
@@ -242,8 +248,12 @@ impl Admission {
         }
     }
 
-    fn eject(self: &Arc<Self>, pool: PoolIx) {
-        self.locked(|state, now| state.dispatch.eject(now, pool));
+    fn eject(self: &Arc<Self>, pool: PoolIx, failure: Failure) {
+        self.locked(|state, now| state.dispatch.eject(now, pool, failure));
+    }
+
+    fn vindicate(self: &Arc<Self>, pool: PoolIx) {
+        self.locked(|state, now| state.dispatch.vindicate(now, pool));
     }
 
     /// Is notified when a request was closed early, so that a reading of its engine soon tells whether its slot is free.
@@ -301,12 +311,28 @@ impl Admission {
     /// Every known model, sorted by name.
     #[must_use]
     pub fn models(&self) -> Vec<ModelView> {
-        let directory = self
-            .directory
+        self.directory
             .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        directory.models(&state, self.clock.now())
+            .unwrap_or_else(PoisonError::into_inner)
+            .models()
+    }
+
+    /// The only known model, when there is just one.
+    #[must_use]
+    pub fn only_model(&self) -> Option<ModelIx> {
+        self.directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .only_model()
+    }
+
+    /// Names of known models, at most so many, sorted.
+    #[must_use]
+    pub fn model_names(&self, most: usize) -> Vec<Arc<str>> {
+        self.directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .names(most)
     }
 
     /// A node's pools and their numbers.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::dispatch::{Grant, PoolIx, Quarantine, Ticket};
+use crate::dispatch::{Failure, Grant, PoolIx, Quarantine, Turn};
 use crate::types::Millis;
 
 use super::{Admission, Upstream};
@@ -29,7 +29,7 @@ enum Phase {
 pub struct Permit {
     admission: Arc<Admission>,
     upstream: Arc<Upstream>,
-    ticket: Ticket,
+    turn: Turn,
     grant: Grant,
     phase: Phase,
     /// The engine has begun to answer at some time.
@@ -40,13 +40,13 @@ impl Permit {
     pub(super) fn new(
         admission: Arc<Admission>,
         upstream: Arc<Upstream>,
-        ticket: Ticket,
+        turn: Turn,
         grant: Grant,
     ) -> Self {
         Self {
             admission,
             upstream,
-            ticket,
+            turn,
             grant,
             phase: Phase::Unused,
             answered: false,
@@ -65,10 +65,10 @@ impl Permit {
         self.grant.pool
     }
 
-    /// The request's place in line, for [`Ask::ticket`](super::Ask::ticket).
+    /// The request's place in line, for [`Ask::turn`](super::Ask::turn).
     #[must_use]
-    pub fn ticket(&self) -> Ticket {
-        self.ticket
+    pub fn turn(&self) -> Turn {
+        self.turn
     }
 
     /// The request goes out.
@@ -76,10 +76,17 @@ impl Permit {
         self.phase = Phase::Sent;
     }
 
-    /// The pool refused the connection: it is left out for a while, and nothing of the request is there.
-    pub fn refused(&mut self) {
-        self.phase = Phase::Unused;
-        self.admission.eject(self.grant.pool);
+    /// The pool could not serve the request, of which nothing is there any more; it is left out for a while.
+    pub fn failed(&mut self, failure: Failure) {
+        self.phase = Phase::Done;
+        self.admission.eject(self.grant.pool, failure);
+    }
+
+    /// The pool serves the request: earlier failures are forgotten.
+    pub fn served(&mut self) {
+        if self.grant.probe {
+            self.admission.vindicate(self.grant.pool);
+        }
     }
 
     /// The first bytes of an answer came.

@@ -39,7 +39,7 @@ fn start(slots: u32) -> (Arc<Admission>, Ask) {
         Ask {
             model,
             weight: 1,
-            ticket: None,
+            turn: None,
             avoid: None,
         },
     )

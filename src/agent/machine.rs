@@ -100,6 +100,8 @@ pub struct Machine {
     failures: u32,
     timeout_ms: Millis,
     last_beat: Option<Mono>,
+    /// A heartbeat was taken since the node last registered.
+    beaten: bool,
     /// The node was registered at least once, so there is something to leave.
     registered: bool,
     /// Another machine has the name; once this has passed and it is still so, the agent ends.
@@ -118,6 +120,7 @@ impl Machine {
             failures: 0,
             timeout_ms: Millis::MAX,
             last_beat: None,
+            beaten: false,
             registered: false,
             name_taken_until: None,
             drain: None,
@@ -201,13 +204,13 @@ impl Machine {
             } => {
                 self.phase = Phase::Up;
                 self.registered = true;
-                self.failures = 0;
                 self.timeout_ms = timeout_ms;
                 self.name_taken_until = None;
                 self.due = now;
             }
             Outcome::Beaten { interval_ms, drain } => {
                 self.failures = 0;
+                self.beaten = true;
                 self.last_beat = Some(now);
                 self.due = now.plus(interval_ms);
                 let news = drain.as_ref().map(|drain| &drain.id)
@@ -220,11 +223,16 @@ impl Machine {
             }
             Outcome::Left | Outcome::Failed => self.retry(now, roll),
             Outcome::Unauthorized => self.due = now.plus(UNAUTHORIZED_MS),
-            Outcome::Unknown if call == Call::Beat => {
+            Outcome::Unknown if call == Call::Beat && self.beaten => {
                 self.phase = Phase::Registering;
+                self.beaten = false;
                 self.due = now;
             }
-            Outcome::Unknown => self.retry(now, roll),
+            // Unknown right after it registered: two control planes that do not know of each other, perhaps.
+            Outcome::Unknown => {
+                self.phase = Phase::Registering;
+                self.retry(now, roll);
+            }
             Outcome::Superseded => self.phase = Phase::Ended(End::Superseded),
             Outcome::NameTaken { retry_after_ms } => match self.name_taken_until {
                 Some(until) if now >= until => self.phase = Phase::Ended(End::NameTaken),
@@ -355,6 +363,21 @@ mod tests {
         let mut m = up();
         m.on_outcome(at(10_010), Call::Beat, Outcome::Unknown, 0);
         assert_eq!(m.next(at(10_010)), Next::Call(Call::Register));
+    }
+
+    #[test]
+    fn whoever_is_unknown_again_right_after_it_registered_pauses_longer_each_time() {
+        let mut m = up();
+        let mut now = at(10_010);
+        m.on_outcome(now, Call::Beat, Outcome::Unknown, u32::MAX);
+        for pause in [200, 400, 800] {
+            assert_eq!(m.next(now), Next::Call(Call::Register));
+            m.on_outcome(now, Call::Register, registered(), u32::MAX);
+            assert_eq!(m.next(now), Next::Call(Call::Beat));
+            m.on_outcome(now, Call::Beat, Outcome::Unknown, u32::MAX);
+            assert_eq!(m.next(now), Next::Wait(now.plus(pause)));
+            now = now.plus(pause);
+        }
     }
 
     #[test]

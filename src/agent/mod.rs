@@ -185,8 +185,13 @@ pub async fn run(settings: Settings) -> Result<End, AgentError> {
             },
         }
     };
-    // What was to finish has finished, or its time is over; last bytes may still be on their way to the gateway.
-    let stopped = tokio::task::spawn_blocking(move || workers.stop(FLUSH)).await;
+    // What was to finish has finished, or its time is over; last bytes may still be on their way to the gateway. An agent
+    // whose name went to another process still owes its streams their end.
+    let patience = match end {
+        End::Stopped => FLUSH,
+        End::Superseded | End::NameTaken => node.on_stop(),
+    };
+    let stopped = tokio::task::spawn_blocking(move || workers.stop(patience)).await;
     if let Err(e) = stopped {
         warn!(error = %e, "the serving threads did not end in good order");
     }

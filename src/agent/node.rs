@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -108,7 +108,7 @@ impl Node {
 
     /// No new work from now on. Says how long running work may take.
     pub fn on_stop(&mut self) -> Duration {
-        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.stopping.store(true, Ordering::SeqCst);
         let grace = self.settings.shutdown_grace;
         let in_flight = self.shared.in_flight();
         info!(
@@ -127,10 +127,15 @@ impl Node {
         let node_id = self.settings.node_id.clone();
         match call {
             Call::Register => {
-                let registration = self.registration();
+                let mut registration = self.registration();
+                let listening = self.listening;
                 async move {
                     let outcome = async {
-                        let reply = client.register(&registration?).await?;
+                        if registration.address.is_none() {
+                            registration.address =
+                                Some(advertised(listening, client.server()).await?);
+                        }
+                        let reply = client.register(&registration).await?;
                         Ok(Outcome::Registered {
                             interval_ms: reply.heartbeat_interval_ms,
                             timeout_ms: reply.node_timeout_ms,
@@ -163,11 +168,11 @@ impl Node {
         }
     }
 
-    fn registration(&self) -> Result<RegisterRequest, CallError> {
-        Ok(RegisterRequest {
+    fn registration(&self) -> RegisterRequest {
+        RegisterRequest {
             node_id: self.settings.node_id.clone(),
             machine_id: Some(self.settings.machine_id.clone()),
-            address: Some(advertised(&self.settings, self.listening)?),
+            address: self.settings.advertise.clone(),
             pools: self
                 .settings
                 .engines
@@ -179,13 +184,13 @@ impl Node {
             labels: self.settings.labels.clone(),
             instance_id: Some(self.instance_id.clone()),
             engines: Vec::new(),
-        })
+        }
     }
 
     fn heartbeat(&mut self) -> HeartbeatRequest {
         self.seq += 1;
         let in_flight = self.shared.in_flight();
-        let stopping = self.shared.stopping.load(Ordering::Acquire);
+        let stopping = self.shared.stopping.load(Ordering::SeqCst);
         let pools = self.pools.values().map(|pool| PoolStatus {
             draining: stopping,
             ..pool.clone()
@@ -262,37 +267,40 @@ impl Node {
     }
 }
 
-/// How a gateway reaches this agent: as told, else where it listens; a wildcard is replaced by the address this machine
-/// uses towards the control plane.
-fn advertised(settings: &Settings, listening: SocketAddr) -> Result<HttpUrl, CallError> {
-    if let Some(url) = &settings.advertise {
-        return Ok(url.clone());
-    }
-    let mut address = listening;
-    if address.ip().is_unspecified() {
-        address.set_ip(source_towards(settings.client.server())?);
-    }
-    Ok(HttpUrl::new(&format!("http://{address}"))?)
-}
-
-/// The source address of packets to a server. Nothing is sent: connecting a datagram socket only chooses a route.
-fn source_towards(server: &HttpUrl) -> io::Result<IpAddr> {
+/// How a gateway reaches this agent when nobody says: where it listens; a wildcard is replaced by the address this
+/// machine uses towards the control plane.
+async fn advertised(listening: SocketAddr, server: &HttpUrl) -> Result<HttpUrl, CallError> {
     let origin = server.origin();
+    let mut address = listening;
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in (origin.host.as_str(), origin.port).to_socket_addrs()? {
-        let any: SocketAddr = if address.is_ipv4() {
-            ([0, 0, 0, 0], 0).into()
-        } else {
-            ([0_u16; 8], 0).into()
-        };
-        match UdpSocket::bind(any)
-            .and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr()))
-        {
-            Ok(local) => return Ok(local.ip()),
+    for server in tokio::net::lookup_host((origin.host.as_str(), origin.port)).await? {
+        if !listening.ip().is_unspecified() {
+            if listening.ip().is_loopback() && !server.ip().is_loopback() {
+                warn!(%listening, %server, "a gateway on another machine cannot reach a loopback address: say --listen or --advertise");
+            }
+            return Ok(HttpUrl::new(&format!("http://{listening}"))?);
+        }
+        match source_towards(server) {
+            Ok(source) => {
+                address.set_ip(source);
+                return Ok(HttpUrl::new(&format!("http://{address}"))?);
+            }
             Err(e) => last = e,
         }
     }
-    Err(last)
+    Err(last.into())
+}
+
+/// The source address of packets to a server. Nothing is sent: connecting a datagram socket only chooses a route.
+fn source_towards(server: SocketAddr) -> io::Result<IpAddr> {
+    let any: SocketAddr = if server.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0_u16; 8], 0).into()
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(server)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// A random number.

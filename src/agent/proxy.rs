@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -20,7 +20,7 @@ use tracing::info;
 
 use crate::auth::{API_KEY, Guard};
 use crate::engines::{InFlight, InFlightGuard};
-use crate::listen::Handler;
+use crate::listen::{self, Handler};
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
 use crate::types::{NodeId, Origin, PoolId, REFUSED_HEADER, VERSION, VERSION_HEADER};
 
@@ -172,7 +172,7 @@ impl Proxy {
                 guard: Some(door.in_flight.enter()),
                 shared: Arc::clone(&self.0),
             };
-            if self.0.stopping.load(Ordering::Acquire) {
+            if self.0.stopping.load(Ordering::SeqCst) {
                 return Err(Refused::Stopping);
             }
             let pool_id = pool_id.to_owned();
@@ -199,7 +199,7 @@ impl Proxy {
         carried: Carried,
     ) -> Result<Response<ProxyBody>, Refused> {
         let (parts, body) = request.into_parts();
-        let body = relay::collect(body, MAX_BODY_BYTES, BODY_IDLE)
+        let body = listen::collect(body, MAX_BODY_BYTES, BODY_IDLE)
             .await
             .map_err(|e| {
                 info!(pool_id, error = %e, "a request could not be read");
@@ -247,14 +247,14 @@ impl Handler for Proxy {
 
     async fn handle(&self, request: Request<Incoming>) -> Response<ProxyBody> {
         let mut response = self.answer(request).await.unwrap_or_else(Refused::response);
-        response.headers_mut().insert(
-            HeaderName::from_static(VERSION_HEADER),
-            HeaderValue::from_static(VERSION),
-        );
+        let version = HeaderName::from_static(VERSION_HEADER);
+        response
+            .headers_mut()
+            .insert(version, HeaderValue::from_static(VERSION));
         response
     }
 
-    fn panicked(&self) -> Response<ProxyBody> {
+    fn panicked(&self, _: &Uri) -> Response<ProxyBody> {
         own(
             StatusCode::INTERNAL_SERVER_ERROR,
             &json!({"error": {"message": "the agent failed; its log says more"}}),

@@ -1,11 +1,13 @@
 //! Reading request bodies: size, then type, then content.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
+use crate::listen::{self, CollectError};
 use crate::types::ErrorCode;
 
 use super::ApiError;
@@ -13,21 +15,20 @@ use super::ApiError;
 /// Largest body under `/v2` (contract §1.1).
 const MAX_BODY_BYTES: usize = 1 << 20;
 
+/// A client that sends nothing of its body for so long is not going to.
+const BODY_IDLE: Duration = Duration::from_secs(10);
+
 /// All of a body, within its bounds and of a type that may be JSON.
 pub(super) async fn collect(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
-        Ok(collected) => collected.to_bytes(),
-        Err(e) if e.is::<LengthLimitError>() => {
-            let message = format!("the body is larger than {MAX_BODY_BYTES} bytes");
-            return Err(ApiError::new(ErrorCode::PayloadTooLarge, message));
-        }
-        Err(e) => {
-            return Err(ApiError::new(
-                ErrorCode::InvalidRequest,
-                format!("the body could not be read: {e}"),
-            ));
-        }
-    };
+    let bytes = listen::collect(body, MAX_BODY_BYTES, BODY_IDLE)
+        .await
+        .map_err(|e| {
+            let code = match e {
+                CollectError::TooLarge { .. } => ErrorCode::PayloadTooLarge,
+                CollectError::Stalled { .. } | CollectError::Broken(_) => ErrorCode::InvalidRequest,
+            };
+            ApiError::new(code, e.to_string())
+        })?;
     if let Some(kind) = headers.get(header::CONTENT_TYPE)
         && !is_json(kind.to_str().unwrap_or_default())
     {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -21,6 +21,7 @@ use serde_json::json;
 
 use crate::auth::Guard;
 use crate::control::Control;
+use crate::listen;
 use crate::types::{ErrorCode, VERSION, Version};
 
 pub use refusal::ApiError;
@@ -109,24 +110,35 @@ const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
 
 /// First who asks, then whether this profile has what is asked for: the node calls belong to CLOUD, whatever their body.
 async fn refuse_at_the_door(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    if !OPEN.contains(&path)
-        && let Err(denied) = api.guard.admit(request.headers())
-    {
-        let refusal = ApiError::new(ErrorCode::Unauthorized, denied.to_string());
-        let mut response = refusal.into_response();
-        response
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        return response;
+    match api.refusal(request.uri().path(), request.headers()) {
+        None => next.run(request).await,
+        Some(refusal) => {
+            listen::discard(request.into_body()).await;
+            refusal
+        }
     }
-    let about_nodes = path == "/v2/nodes" || path.starts_with("/v2/nodes/");
-    if api.profile == Profile::Home && about_nodes {
-        let message = "this is a HOME control plane: it has no nodes; start it with `orchd serve --cloud` (or \
-                       ORCHESTRATORD_CLOUD_PROFILE=true) for a fleet";
-        return ApiError::new(ErrorCode::CloudProfileDisabled, message).into_response();
+}
+
+impl Api {
+    fn refusal(&self, path: &str, headers: &HeaderMap) -> Option<Response> {
+        if !OPEN.contains(&path)
+            && let Err(denied) = self.guard.admit(headers)
+        {
+            let refusal = ApiError::new(ErrorCode::Unauthorized, denied.to_string());
+            let mut response = refusal.into_response();
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return Some(response);
+        }
+        let about_nodes = path == "/v2/nodes" || path.starts_with("/v2/nodes/");
+        if self.profile == Profile::Home && about_nodes {
+            let message = "this is a HOME control plane: it has no nodes; start it with `orchd serve --cloud` (or \
+                           ORCHESTRATORD_CLOUD_PROFILE=true) for a fleet";
+            return Some(ApiError::new(ErrorCode::CloudProfileDisabled, message).into_response());
+        }
+        None
     }
-    next.run(request).await
 }
 
 async fn no_route(request: Request) -> ApiError {

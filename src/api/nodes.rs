@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -18,21 +19,29 @@ use super::{Api, ApiError, body};
 const MAX_POOLS: usize = 1_024;
 const MAX_GPUS: usize = 64;
 const MAX_LABELS: usize = 64;
-/// Nodes on a page unless told otherwise, and the most there may be.
+/// Nodes on a page unless told otherwise.
 const PAGE: usize = 1_000;
 
 fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, message)
 }
 
-/// A node id out of a path. What cannot be one is unknown.
-fn node_id(text: &str) -> Result<NodeId, ApiError> {
-    NodeId::new(text).map_err(|e| {
-        ApiError::new(
-            ErrorCode::NodeNotFound,
-            format!("no node {text:?} is registered: it {e}"),
-        )
-    })
+/// The node a path names.
+type NodePath = Result<Path<String>, PathRejection>;
+
+trait Named {
+    /// What cannot be a node id is unknown.
+    fn node_id(&self) -> Result<NodeId, ApiError>;
+}
+
+impl Named for NodePath {
+    fn node_id(&self) -> Result<NodeId, ApiError> {
+        let unknown = |what: String| ApiError::new(ErrorCode::NodeNotFound, what);
+        let Path(text) = self
+            .as_ref()
+            .map_err(|_| unknown("the node id in the path is not UTF-8".to_owned()))?;
+        NodeId::new(text).map_err(|e| unknown(format!("no node {text:?} is registered: it {e}")))
+    }
 }
 
 fn at_most(what: &str, count: usize, limit: usize) -> Result<(), ApiError> {
@@ -83,7 +92,7 @@ fn asked_name(bytes: &[u8]) -> String {
 
 pub(super) async fn heartbeat(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    id: NodePath,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<HeartbeatReply>, ApiError> {
@@ -109,7 +118,7 @@ pub(super) async fn heartbeat(
                 })?;
             }
         }
-        Ok(api.control.beat(&node_id(&id)?, request)?)
+        Ok(api.control.beat(&id.node_id()?, request)?)
     };
     result
         .await
@@ -119,7 +128,7 @@ pub(super) async fn heartbeat(
 
 pub(super) async fn deregister(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    id: NodePath,
     RawQuery(query): RawQuery,
 ) -> Result<StatusCode, ApiError> {
     let (mut instance_id, mut forget) = (None, false);
@@ -131,7 +140,7 @@ pub(super) async fn deregister(
         }
     }
     api.control
-        .deregister(node_id(&id)?, instance_id, forget)
+        .deregister(id.node_id()?, instance_id, forget)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -202,16 +211,13 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
     url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned()
 }
 
-pub(super) async fn get(
-    State(api): State<Api>,
-    Path(id): Path<String>,
-) -> Result<Json<NodeView>, ApiError> {
-    Ok(Json(api.control.node(&node_id(&id)?)?))
+pub(super) async fn get(State(api): State<Api>, id: NodePath) -> Result<Json<NodeView>, ApiError> {
+    Ok(Json(api.control.node(&id.node_id()?)?))
 }
 
 pub(super) async fn drain(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    id: NodePath,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<NodeView>), ApiError> {
@@ -227,13 +233,13 @@ pub(super) async fn drain(
              runs will finish",
         ));
     }
-    let view = api.control.drain(node_id(&id)?, request).await?;
+    let view = api.control.drain(id.node_id()?, request).await?;
     Ok((StatusCode::ACCEPTED, Json(view)))
 }
 
 pub(super) async fn undrain(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    id: NodePath,
 ) -> Result<Json<NodeView>, ApiError> {
-    Ok(Json(api.control.undrain(node_id(&id)?).await?))
+    Ok(Json(api.control.undrain(id.node_id()?).await?))
 }

@@ -23,6 +23,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Why it does not start, or why it ended.
 pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     logging::start();
+    door::raise_descriptor_limit();
     let token = connect.token();
     let host = sysinfo::System::host_name().ok();
     let guard = door::guard(token.clone(), args.listen)?;
@@ -53,7 +54,9 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    match runtime.block_on(agent::run(settings)) {
+    let ended = runtime.block_on(agent::run(settings));
+    runtime.shutdown_background();
+    match ended {
         Ok(End::Stopped) => Ok(Exit::Done.into()),
         Ok(End::Superseded) => {
             let message =

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{info, warn};
 
 use crate::auth::{Guard, Token};
@@ -46,6 +47,21 @@ pub(super) fn guard(token: Option<String>, listen: SocketAddr) -> Result<Guard, 
         );
     }
     Ok(guard)
+}
+
+/// Lets the process open as many connections as the system allows it: the soft limit that shells and services start
+/// programs with (1,024) is below what waits in one full queue.
+pub(super) fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        } else {
+            Ok(())
+        }
+    });
+    if let Err(e) = raised {
+        warn!(error = %e, "the limit of open connections stays as it is");
+    }
 }
 
 /// An address that cannot be had, because somebody has it.

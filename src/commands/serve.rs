@@ -22,6 +22,7 @@ const HOME_SAMPLE_TTL_MS: u64 = 10_000;
 /// Why it does not start.
 pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     logging::start();
+    door::raise_descriptor_limit();
     let guard = door::guard(connect.token(), args.listen)?;
     let settings = settings(args, guard)?;
     let address = settings.listen;
@@ -29,7 +30,10 @@ pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    match runtime.block_on(server::run(settings)) {
+    let served = runtime.block_on(server::run(settings));
+    // After a second signal, threads that still let requests finish are not waited for.
+    runtime.shutdown_background();
+    match served {
         Ok(()) => Ok(Exit::Done.into()),
         Err(ServeError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
             Err(door::taken(address, "--listen").into())
@@ -43,7 +47,12 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
         |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let heartbeat_interval_ms = millis(args.effective_heartbeat_interval());
     let control = control::Settings {
-        node_timeout_ms: millis(args.node_timeout),
+        // HOME reads its engines itself: there is nobody whose silence could mean anything.
+        node_timeout_ms: if args.cloud {
+            millis(args.node_timeout)
+        } else {
+            u64::MAX
+        },
         heartbeat_interval_ms,
         stale_check_interval_ms: millis(args.stale_check_interval),
         restart_grace_ms: millis(args.effective_restart_grace()),

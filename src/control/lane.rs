@@ -32,12 +32,23 @@ pub(super) enum Order {
     Stop,
 }
 
+/// Says that the lane has ended, however it does.
+struct LastWord(Arc<Control>);
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        self.0.lane_ended.notify_one();
+    }
+}
+
 struct Lane {
     control: Arc<Control>,
     inbox: Receiver<Order>,
     waiting: VecDeque<(Intent, Reply)>,
     store: Box<dyn Store>,
     revision: u64,
+    /// Nodes whose registration was taken while the store could not be written: it is to be written with the next one.
+    undurable: BTreeSet<NodeId>,
     /// When observed changes are to be written.
     flush_at: Option<Mono>,
     stopping: bool,
@@ -55,12 +66,16 @@ pub(super) fn spawn(
         waiting: VecDeque::new(),
         store,
         revision,
+        undurable: BTreeSet::new(),
         flush_at: None,
         stopping: false,
     };
     std::thread::Builder::new()
         .name("orchd-lane".to_owned())
-        .spawn(move || lane.run())
+        .spawn(move || {
+            let _last_word = LastWord(Arc::clone(&lane.control));
+            lane.run();
+        })
         .expect("a thread can be started at the start of the process")
 }
 
@@ -143,7 +158,16 @@ impl Lane {
                     *running = self.control.admission.running(node_id);
                 }
                 match registry.decide(now, &intent) {
-                    Ok(change) => decided.push((intent, change, reply)),
+                    Ok(mut change) => {
+                        let known = registry.node(&change.node_id);
+                        if change.record.is_keep()
+                            && self.undurable.contains(&change.node_id)
+                            && let Some(node) = known
+                        {
+                            change.record = Edit::Set(node.record.clone());
+                        }
+                        decided.push((intent, change, reply));
+                    }
                     Err(refusal) => answer(reply, Err(refusal.into())),
                 }
             }
@@ -164,11 +188,17 @@ impl Lane {
         }
         for (intent, change, reply) in decided {
             let durable = stored.is_ok() || !change.is_durable();
+            if durable && !change.record.is_keep() {
+                self.undurable.remove(&change.node_id);
+            }
             match &stored {
                 Err(e) if !durable && !self.goes_on_from_memory(&intent) => {
                     answer(reply, Err(ControlError::Store(e.to_string())));
                 }
                 _ => {
+                    if !durable {
+                        self.undurable.insert(change.node_id.clone());
+                    }
                     let done = self.commit(&intent, change, durable);
                     answer(reply, done);
                 }
@@ -194,7 +224,17 @@ impl Lane {
         let mut registry = control.registry();
         let now = control.clock.both();
         let gone = registry.node(&node_id).cloned();
+        let was_offline = registry
+            .node(&node_id)
+            .is_some_and(|node| node.live.offline);
         registry.commit(now, change);
+        if was_offline
+            && registry
+                .node(&node_id)
+                .is_some_and(|node| !node.live.offline)
+        {
+            control.write_behind(&node_id);
+        }
         control.publish(&registry, &node_id);
         control.settle(&mut registry, &node_id);
         let node = match (registry.node(&node_id), gone) {
@@ -230,11 +270,17 @@ impl Lane {
                 let node = registry
                     .node(&node_id)
                     .filter(|node| !node.record.departed)?;
+                // A new process of the same machine has not reported yet: what the former one was known for holds.
+                let silent_yet = node.pools.is_empty() && !node.former.is_empty();
+                let pools = if silent_yet {
+                    &node.former
+                } else {
+                    &node.pools
+                };
                 let observed = Observed {
-                    beaten: node.live.beaten,
+                    beaten: node.live.beaten || silent_yet,
                     offline: node.live.offline,
-                    pools: node
-                        .pools
+                    pools: pools
                         .iter()
                         .map(crate::types::PoolStatus::descriptor)
                         .collect(),

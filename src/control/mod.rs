@@ -85,6 +85,8 @@ pub struct Control {
     unwritten: Mutex<BTreeSet<NodeId>>,
     /// The reaper has something new to look at.
     nudge: Notify,
+    /// The lane has ended, in good order or in a panic.
+    lane_ended: Notify,
 }
 
 impl Control {
@@ -119,6 +121,7 @@ impl Control {
             lane: Mutex::new(None),
             unwritten: Mutex::new(BTreeSet::new()),
             nudge: Notify::new(),
+            lane_ended: Notify::new(),
         });
         {
             let registry = control.registry();
@@ -371,6 +374,11 @@ impl Control {
         for node_id in draining {
             self.settle(&mut registry, &node_id);
         }
+    }
+
+    /// Waits until the lane ends. Nothing can be ordered from then on.
+    pub async fn lane_ended(&self) {
+        self.lane_ended.notified().await;
     }
 
     /// Writes what is still to be written and ends the lane. Orders are refused from now on. Blocks until it is done.

@@ -75,7 +75,7 @@ fn ask(admission: &Admission) -> admission::Ask {
     admission::Ask {
         model: admission.model("m").expect("known"),
         weight: 1,
-        ticket: None,
+        turn: None,
         avoid: None,
     }
 }
@@ -276,4 +276,147 @@ async fn silence_is_found_within_a_second_of_the_timeout_whatever_the_sweep() {
         "{after:?}"
     );
     assert!(admission.model("m").is_some(), "its models stay known");
+}
+
+fn instance(name: &str) -> RegisterRequest {
+    RegisterRequest {
+        instance_id: Some(name.to_owned()),
+        ..registration("n1")
+    }
+}
+
+fn beat_of(name: &str) -> HeartbeatRequest {
+    HeartbeatRequest {
+        instance_id: Some(name.to_owned()),
+        ..heartbeat()
+    }
+}
+
+#[tokio::test]
+async fn a_registration_taken_while_the_store_was_broken_is_written_with_the_next_one() {
+    let disk = Disk::default();
+    let (control, _) = start(&disk);
+    control.register(instance("one")).await.expect("registers");
+    disk.break_it(true);
+    assert!(
+        !control
+            .register(instance("two"))
+            .await
+            .expect("goes on")
+            .durable
+    );
+    disk.break_it(false);
+    assert!(
+        control
+            .register(instance("two"))
+            .await
+            .expect("again")
+            .durable
+    );
+    control.stop();
+
+    let (control, _) = start(&disk);
+    control
+        .beat(&id("n1"), beat_of("two"))
+        .expect("is the one that is known");
+    control.stop();
+}
+
+#[tokio::test]
+async fn an_agent_newer_than_what_was_restored_is_told_to_register_and_not_that_it_is_superseded() {
+    let disk = Disk::default();
+    let (control, _) = start(&disk);
+    control.register(instance("one")).await.expect("registers");
+    disk.break_it(true);
+    control.register(instance("two")).await.expect("goes on");
+    control.stop();
+    disk.break_it(false);
+
+    let (control, _) = start(&disk);
+    let refused = control.beat(&id("n1"), beat_of("two"));
+    assert!(
+        matches!(
+            refused,
+            Err(ControlError::Refused(Refusal::UnknownNode { .. }))
+        ),
+        "{refused:?}"
+    );
+    control.register(instance("two")).await.expect("registers");
+    control.beat(&id("n1"), beat_of("two")).expect("beats");
+    let refused = control.beat(&id("n1"), beat_of("one"));
+    assert!(
+        matches!(
+            refused,
+            Err(ControlError::Refused(Refusal::Superseded { .. }))
+        ),
+        "{refused:?}"
+    );
+    control.stop();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_an_engine_that_loads_and_not_for_one_that_is_gone() {
+    let (control, admission) = start(&Disk::default());
+    tokio::spawn(Arc::clone(&admission).drive());
+    control
+        .register(registration("n1"))
+        .await
+        .expect("registers");
+    let in_state = |state: PoolState, ready: bool| {
+        let mut beat = heartbeat();
+        beat.pools[0].state = state;
+        beat.pools[0].ready = ready;
+        control.beat(&id("n1"), beat).expect("beats");
+    };
+    let wait = |limit_s: u64| {
+        let admission = Arc::clone(&admission);
+        async move {
+            let waiting = admission.acquire(ask(&admission));
+            tokio::time::timeout(Duration::from_secs(limit_s), waiting)
+                .await
+                .map(|outcome| outcome.map(drop))
+        }
+    };
+    in_state(PoolState::Ready, true);
+    in_state(PoolState::Unreachable, false);
+    assert_eq!(
+        wait(20).await,
+        Ok(Err(admission::Refused::NoReadyPool)),
+        "after five seconds"
+    );
+    in_state(PoolState::Loading, false);
+    assert!(wait(20).await.is_err(), "it waits for longer than that");
+    in_state(PoolState::Unreachable, false);
+    assert_eq!(wait(20).await, Ok(Err(admission::Refused::NoReadyPool)));
+    in_state(PoolState::Ready, true);
+    assert_eq!(wait(20).await, Ok(Ok(())));
+    control.stop();
+}
+
+#[tokio::test]
+async fn a_node_that_registered_again_after_its_silence_is_not_offline_in_the_next_life() {
+    let disk = Disk::default();
+    let (control, _) = start(&disk);
+    control
+        .register(registration("n1"))
+        .await
+        .expect("registers");
+    control.beat(&id("n1"), heartbeat()).expect("beats");
+    {
+        let mut registry = control.registry();
+        let mut later = control.clock.both();
+        later.mono = later.mono.plus(30_001);
+        assert_eq!(registry.expire(later).len(), 1);
+    }
+    control.write_behind(&id("n1"));
+    control
+        .register(registration("n1"))
+        .await
+        .expect("registers");
+    control.stop();
+
+    let (control, _) = start(&disk);
+    let node = control.node(&id("n1")).expect("known");
+    assert_eq!((node.status, node.suspect), (NodeStatus::Online, true));
+    control.stop();
 }

@@ -67,6 +67,26 @@ pub struct Grant {
     pub pool: PoolIx,
     /// How many slots.
     pub weight: u32,
+    /// It is the one request that shows whether a pool is back after failures.
+    pub probe: bool,
+}
+
+/// A request's place in line, kept for as long as it is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// When it came.
+    pub ticket: Ticket,
+    /// When it has waited long enough.
+    pub deadline: Mono,
+}
+
+/// How a pool failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody listens there.
+    Refused,
+    /// It broke while it worked. The last pool of a model is used all the same: it may be the request.
+    Broken,
 }
 
 /// Whether slots that come back can be used at once.
@@ -194,6 +214,10 @@ impl Dispatch {
         }
         let pool = self.pool(ix);
         pool.slots_total = spec.slots_total.max(1);
+        if spec.accepting && !pool.accepting {
+            // Its reader saw it come back.
+            pool.forgive();
+        }
         pool.accepting = spec.accepting;
         pool.prospective = spec.prospective;
         pool.suspect = spec.suspect;
@@ -255,22 +279,25 @@ impl Dispatch {
         }
     }
 
-    /// The next arrival number. A request keeps its own for as long as it is tried.
-    pub fn arrive(&mut self) -> Ticket {
+    /// The next place in line. A request keeps its own for as long as it is tried.
+    pub fn arrive(&mut self, now: Mono) -> Turn {
         self.arrivals += 1;
-        Ticket(self.arrivals)
+        Turn {
+            ticket: Ticket(self.arrivals),
+            deadline: now.plus(self.settings.queue_timeout_ms),
+        }
     }
 
-    /// A request asks for `weight` slots of `model`, or asks again with the ticket it has. It is granted a pool other
-    /// than `avoid` while there is one with room.
+    /// A request asks for `weight` slots of `model`. It is granted a pool other than `avoid` while there is one with room.
     pub fn offer(
         &mut self,
         now: Mono,
-        ticket: Ticket,
+        turn: Turn,
         model: ModelIx,
         weight: u32,
         avoid: Option<PoolIx>,
     ) -> Offer {
+        let Turn { ticket, deadline } = turn;
         let first = self
             .model(model)
             .queue
@@ -284,15 +311,23 @@ impl Dispatch {
                 return Offer::Granted(self.grant(model, pool, weight));
             }
         }
-        if self.model(model).queue.len() >= self.settings.queue_capacity {
+        // Whoever is tried again was admitted before.
+        let is_new = avoid.is_none();
+        if is_new && self.model(model).queue.len() >= self.settings.queue_capacity {
             return Offer::Full {
                 retry_after_ms: self.model(model).retry_after(now),
             };
         }
-        let deadline = now.plus(self.settings.queue_timeout_ms);
         self.model(model).enqueue(ticket, weight, now, deadline);
         self.arm_queue(model);
         Offer::Queued
+    }
+
+    /// Sends everybody who waits away. Nobody is granted anything for it.
+    pub fn close(&mut self) {
+        for model in &mut self.models {
+            model.queue.clear();
+        }
     }
 
     /// A waiting request gives up its place. False when it has none, because its wait has ended already.
@@ -311,10 +346,9 @@ impl Dispatch {
         found
     }
 
-    /// The engine has begun to answer: its slots are certainly busy from here on, and the pool is not broken.
-    pub fn answering(&mut self, now: Mono, grant: Grant) {
+    /// The engine has begun to answer: its slots are certainly busy from here on.
+    pub fn answering(&mut self, grant: Grant) {
         self.pool(grant.pool).answers(grant.weight);
-        self.vindicate(now, grant.pool);
     }
 
     /// Slots come back. `answering` is whether the engine had begun to answer.
@@ -346,19 +380,22 @@ impl Dispatch {
         self.grown.push(ix);
     }
 
-    /// The pool refused a connection: it is left out for a second, twice as long each time, at most 30 s.
-    pub fn eject(&mut self, now: Mono, ix: PoolIx) {
+    /// The pool failed: it is left out for a second, twice as long each time, at most 30 s.
+    pub fn eject(&mut self, now: Mono, ix: PoolIx, failure: Failure) {
+        let is_last = |model: &ModelIx| self.models[model.0 as usize].hopeful <= 1;
+        if failure == Failure::Broken && self.pools[ix.0 as usize].models.iter().any(is_last) {
+            return;
+        }
         let until = self.pool(ix).eject(now);
         self.recount(now, ix);
         self.arm(until, Timer::Pool(ix));
     }
 
-    /// The pool answered: earlier failures are forgotten.
-    fn vindicate(&mut self, now: Mono, ix: PoolIx) {
+    /// The pool served a request: earlier failures are forgotten.
+    pub fn vindicate(&mut self, now: Mono, ix: PoolIx) {
         let pool = self.pool(ix);
         if pool.strikes > 0 {
-            pool.strikes = 0;
-            pool.ejected_until = None;
+            pool.forgive();
             self.recount(now, ix);
             self.grown.push(ix);
         }
@@ -491,6 +528,7 @@ impl Dispatch {
             model,
             pool: ix,
             weight,
+            probe: pool.probing,
         }
     }
 

@@ -48,6 +48,8 @@ pub(super) struct Pool {
     pub ejected_until: Option<Mono>,
     /// Failures in a row.
     pub strikes: u32,
+    /// After an ejection one request goes first, and shows whether the pool is back: it is under way.
+    pub probing: bool,
     picked: u64,
 }
 
@@ -74,11 +76,9 @@ impl Pool {
 
     pub fn has_room(&self, now: Mono, weight: u32) -> bool {
         let free = self.slots_total - self.busy(now);
-        // After an ejection one request goes first and shows whether the pool is back.
-        let on_probation = self.strikes > 0 && self.ours > 0;
         self.accepting
             && !self.is_ejected(now)
-            && !on_probation
+            && !self.probing
             && free >= weight.clamp(1, self.slots_total)
     }
 
@@ -96,6 +96,7 @@ impl Pool {
         self.ours += weight;
         self.requests += 1;
         self.picked = pick;
+        self.probing = self.strikes > 0;
         self.peak = self.peak.max(self.ours + self.quarantined());
     }
 
@@ -114,6 +115,7 @@ impl Pool {
             .requests
             .checked_sub(1)
             .expect("a grant is given back once");
+        self.probing &= !grant.probe;
         if answering {
             self.answering = self
                 .answering
@@ -146,12 +148,23 @@ impl Pool {
         self.external > 0
     }
 
+    /// Leaves the pool out for a time, and says until when. Failures of requests that were there together are one.
     pub fn eject(&mut self, now: Mono) -> Mono {
+        if let Some(until) = self.ejected_until.filter(|until| now < *until) {
+            return until;
+        }
         let longer = EJECT_FIRST_MS << self.strikes.min(5);
         let until = now.plus(longer.min(EJECT_LONGEST_MS));
         self.strikes = self.strikes.saturating_add(1);
         self.ejected_until = Some(until);
         until
+    }
+
+    /// Earlier failures say nothing any more.
+    pub fn forgive(&mut self) {
+        self.strikes = 0;
+        self.probing = false;
+        self.ejected_until = None;
     }
 
     pub fn expire(&mut self, now: Mono) {

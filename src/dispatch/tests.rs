@@ -62,10 +62,10 @@ impl Bench {
     }
 
     fn ask(&mut self, now: Mono) -> (Ticket, Offer) {
-        let ticket = self.dispatch.arrive();
+        let turn = self.dispatch.arrive(now);
         (
-            ticket,
-            self.dispatch.offer(now, ticket, self.model, 1, None),
+            turn.ticket,
+            self.dispatch.offer(now, turn, self.model, 1, None),
         )
     }
 
@@ -105,6 +105,7 @@ fn slots_are_granted_until_none_is_left_and_then_requests_wait_in_order() {
         model: b.model,
         pool,
         weight: 1,
+        probe: false,
     };
     assert_eq!(b.pump(at(5)), vec![(third, Verdict::Granted(grant))]);
 }
@@ -137,6 +138,7 @@ fn slots_in_use_by_others_are_left_to_them_for_as_long_as_the_reading_counts() {
         model: b.model,
         pool,
         weight: 1,
+        probe: false,
     };
     assert_eq!(
         b.expire(at(20_000)),
@@ -205,8 +207,8 @@ fn a_reading_frees_what_was_closed_before_it_when_running_requests_explain_what_
     };
     let (left, runs) = (b.granted(at(1)), b.granted(at(1)));
     let _prefill = b.granted(at(1));
-    b.dispatch.answering(at(2), left);
-    b.dispatch.answering(at(2), runs);
+    b.dispatch.answering(left);
+    b.dispatch.answering(runs);
     b.dispatch.observe(at(10), pool, reading(5, 3));
     b.dispatch
         .release(at(20), left, true, Quarantine::For(15_000));
@@ -277,7 +279,7 @@ fn a_heavy_request_waits_for_enough_slots_and_is_not_overtaken() {
     let mut b = Bench::new();
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
     let held = b.granted(at(0));
-    let heavy = b.dispatch.arrive();
+    let heavy = b.dispatch.arrive(at(0));
     assert_eq!(
         b.dispatch.offer(at(1), heavy, b.model, 3, None),
         Offer::Queued,
@@ -289,11 +291,12 @@ fn a_heavy_request_waits_for_enough_slots_and_is_not_overtaken() {
     assert_eq!(
         b.pump(at(3)),
         vec![(
-            heavy,
+            heavy.ticket,
             Verdict::Granted(Grant {
                 model: b.model,
                 pool,
                 weight: 2,
+                probe: false,
             })
         )]
     );
@@ -304,15 +307,15 @@ fn whoever_leaves_the_queue_lets_the_next_one_in() {
     let mut b = Bench::new();
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
     let _held = b.granted(at(0));
-    let heavy = b.dispatch.arrive();
+    let heavy = b.dispatch.arrive(at(0));
     assert_eq!(
         b.dispatch.offer(at(1), heavy, b.model, 2, None),
         Offer::Queued
     );
     let (light, _) = b.ask(at(2));
-    assert!(b.dispatch.cancel(b.model, heavy));
+    assert!(b.dispatch.cancel(b.model, heavy.ticket));
     assert!(
-        !b.dispatch.cancel(b.model, heavy),
+        !b.dispatch.cancel(b.model, heavy.ticket),
         "it has no place any more"
     );
     assert_eq!(
@@ -323,6 +326,7 @@ fn whoever_leaves_the_queue_lets_the_next_one_in() {
                 model: b.model,
                 pool,
                 weight: 1,
+                probe: false,
             })
         )]
     );
@@ -333,18 +337,113 @@ fn an_ejected_pool_comes_back_by_one_request_that_succeeds() {
     let mut b = Bench::new();
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
     let grant = b.granted(at(0));
-    b.dispatch.eject(at(0), pool);
+    b.dispatch.eject(at(0), pool, Failure::Refused);
     b.dispatch.release(at(0), grant, false, Quarantine::No);
     let (first, offer) = b.ask(at(1));
     assert_eq!(offer, Offer::Queued);
     let (second, _) = b.ask(at(2));
     assert_eq!(
         b.expire(at(1_000)),
-        vec![(first, Verdict::Granted(Grant { ..grant }))],
+        vec![(
+            first,
+            Verdict::Granted(Grant {
+                probe: true,
+                ..grant
+            })
+        )],
         "one alone goes first"
     );
-    b.dispatch.answering(at(1_050), grant);
+    b.dispatch.vindicate(at(1_050), pool);
     assert_eq!(b.pump(at(1_050)), vec![(second, Verdict::Granted(grant))]);
+}
+
+#[test]
+fn a_stream_from_before_an_ejection_does_not_keep_the_pool_shut() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 4));
+    let _stream = b.granted(at(0));
+    b.dispatch.eject(at(0), pool, Failure::Refused);
+    let probe = b.granted(at(1_000));
+    assert!(probe.probe);
+    let (waiting, offer) = b.ask(at(1_001));
+    assert_eq!(offer, Offer::Queued, "one probe at a time");
+    b.dispatch.release(at(1_010), probe, false, Quarantine::No);
+    assert_eq!(b.pump(at(1_010)), vec![(waiting, Verdict::Granted(probe))]);
+}
+
+#[test]
+fn failures_of_requests_that_were_there_together_are_one_failure() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 8));
+    for ms in 0..8 {
+        b.dispatch.eject(at(ms), pool, Failure::Refused);
+    }
+    assert!(!b.dispatch.counts(at(1_000), pool).ejected);
+    b.dispatch.eject(at(1_500), pool, Failure::Refused);
+    assert!(
+        b.dispatch.counts(at(3_499), pool).ejected,
+        "the second one lasts twice as long"
+    );
+    assert!(!b.dispatch.counts(at(3_500), pool).ejected);
+    // Its reader sees it go and come back: what it failed before says nothing any more.
+    b.dispatch.update_pool(at(3_600), pool, loading(&[b.model]));
+    b.dispatch
+        .update_pool(at(3_700), pool, ready(&[b.model], 8));
+    assert!(!b.granted(at(3_700)).probe);
+}
+
+#[test]
+fn the_last_pool_of_a_model_is_left_out_only_when_nobody_listens_there() {
+    let mut b = Bench::new();
+    let one = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let two = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    b.dispatch.eject(at(0), one, Failure::Broken);
+    assert!(
+        b.dispatch.counts(at(0), one).ejected,
+        "the other one is there"
+    );
+    b.dispatch.eject(at(0), two, Failure::Broken);
+    assert!(
+        !b.dispatch.counts(at(0), two).ejected,
+        "it may be the request"
+    );
+    b.dispatch.eject(at(0), two, Failure::Refused);
+    assert!(b.dispatch.counts(at(0), two).ejected);
+}
+
+#[test]
+fn a_second_try_keeps_its_deadline_and_is_not_turned_away_by_a_full_queue() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let turn = b.dispatch.arrive(at(0));
+    let Offer::Granted(grant) = b.dispatch.offer(at(0), turn, b.model, 1, None) else {
+        panic!("has room")
+    };
+    for _ in 0..4 {
+        assert_eq!(b.ask(at(1)).1, Offer::Queued);
+    }
+    assert!(matches!(b.ask(at(1)).1, Offer::Full { .. }));
+    b.dispatch.update_pool(at(1), pool, loading(&[b.model]));
+    b.dispatch.release(at(1), grant, false, Quarantine::No);
+    assert_eq!(
+        b.dispatch.offer(at(200_000), turn, b.model, 1, Some(pool)),
+        Offer::Queued
+    );
+    assert_eq!(
+        b.expire(at(300_000))[0],
+        (turn.ticket, Verdict::QueueTimeout)
+    );
+}
+
+#[test]
+fn a_closed_queue_grants_nobody_anything() {
+    let mut b = Bench::new();
+    b.dispatch.add_pool(at(0), ready(&[b.model], 1));
+    let grant = b.granted(at(0));
+    assert_eq!(b.ask(at(1)).1, Offer::Queued);
+    b.dispatch.close();
+    b.dispatch.release(at(2), grant, false, Quarantine::No);
+    assert!(b.pump(at(2)).is_empty());
 }
 
 #[test]
@@ -352,18 +451,20 @@ fn a_second_try_goes_to_another_pool_while_there_is_one_and_keeps_its_place_in_l
     let mut b = Bench::new();
     let one = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
     let two = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
-    let (ticket, offer) = b.ask(at(0));
+    let turn = b.dispatch.arrive(at(0));
+    let ticket = turn.ticket;
+    let offer = b.dispatch.offer(at(0), turn, b.model, 1, None);
     let Offer::Granted(grant) = offer else {
         panic!("{offer:?}")
     };
     assert_eq!(grant.pool, one);
     b.dispatch.release(at(1), grant, false, Quarantine::No);
-    let again = b.dispatch.offer(at(1), ticket, b.model, 1, Some(one));
+    let again = b.dispatch.offer(at(1), turn, b.model, 1, Some(one));
     assert_eq!(again, Offer::Granted(Grant { pool: two, ..grant }));
     let _also = b.granted(at(1));
     let (later, _) = b.ask(at(2));
     assert_eq!(
-        b.dispatch.offer(at(3), ticket, b.model, 1, None),
+        b.dispatch.offer(at(3), turn, b.model, 1, Some(one)),
         Offer::Queued
     );
     b.dispatch.release(at(4), grant, false, Quarantine::No);
@@ -415,6 +516,10 @@ enum Step {
     },
     Eject {
         pool: usize,
+        refused: bool,
+    },
+    Vindicate {
+        pool: usize,
     },
     Answer {
         nth: usize,
@@ -433,7 +538,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..3usize, 0..5u32).prop_map(|(pool, busy)| Step::Observe { pool, busy }),
         1 => (0..3usize, any::<bool>(), any::<bool>(), 1..5u32)
             .prop_map(|(pool, accepting, prospective, slots)| Step::Update { pool, accepting, prospective, slots }),
-        1 => (0..3usize).prop_map(|pool| Step::Eject { pool }),
+        1 => (0..3usize, any::<bool>()).prop_map(|(pool, refused)| Step::Eject { pool, refused }),
+        1 => (0..3usize).prop_map(|pool| Step::Vindicate { pool }),
         3 => any::<usize>().prop_map(|nth| Step::Answer { nth }),
         3 => (1..2_000u64).prop_map(|ms| Step::Advance { ms }),
     ]
@@ -455,8 +561,9 @@ proptest! {
             let mut fresh: Vec<Grant> = Vec::new();
             match step {
                 Step::Ask { model, weight } => {
-                    let ticket = dispatch.arrive();
-                    match dispatch.offer(now, ticket, models[model], weight, None) {
+                    let turn = dispatch.arrive(now);
+                    let ticket = turn.ticket;
+                    match dispatch.offer(now, turn, models[model], weight, None) {
                         Offer::Granted(grant) => {
                             prop_assert!(waiting.iter().all(|(_, m)| *m != models[model]), "overtook a waiting request");
                             fresh.push(grant);
@@ -484,11 +591,15 @@ proptest! {
                     specs[pool] = PoolSpec { accepting, prospective: accepting || prospective, slots_total: slots, ..specs[pool].clone() };
                     dispatch.update_pool(now, pools[pool], specs[pool].clone());
                 }
-                Step::Eject { pool } => dispatch.eject(now, pools[pool]),
+                Step::Eject { pool, refused } => {
+                    let failure = if refused { Failure::Refused } else { Failure::Broken };
+                    dispatch.eject(now, pools[pool], failure);
+                }
+                Step::Vindicate { pool } => dispatch.vindicate(now, pools[pool]),
                 Step::Answer { nth } if !held.is_empty() => {
                     let nth = nth % held.len();
                     if !std::mem::replace(&mut held[nth].1, true) {
-                        dispatch.answering(now, held[nth].0);
+                        dispatch.answering(held[nth].0);
                     }
                 }
                 Step::Advance { ms } => now = now.plus(ms),

@@ -12,7 +12,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::clock::Clock;
-use crate::types::{EngineKind, Mono, PoolState, PoolStatus, Sample, check_model_id};
+use crate::types::{
+    EngineKind, Mono, PoolState, PoolStatus, Sample, check_model_id, listed_model_id,
+};
 
 use super::{Engine, InFlight, Reading};
 
@@ -84,8 +86,10 @@ pub(super) struct Prober {
 
 /// Why a question has no answer.
 enum Failure {
-    /// Nobody listens, or the connection broke.
+    /// Nobody listens.
     Refused(String),
+    /// The connection broke, which a kept one does now and then.
+    Broken(String),
     /// No answer in time.
     Late,
     /// Another status than 200.
@@ -143,17 +147,14 @@ impl Prober {
                 return (PoolState::Loading, None, None);
             }
             Err(Failure::Refused(why)) => return (PoolState::Unreachable, Some(why), None),
-            Err(Failure::Late) => {
+            Err(Failure::Late | Failure::Broken(_)) => {
                 self.silent += 1;
                 let usable = matches!(self.last, PoolState::Ready | PoolState::Busy);
                 if self.silent < SILENT_ROUNDS && usable {
                     return (PoolState::Busy, Some("it answers late".to_owned()), None);
                 }
-                return (
-                    PoolState::Unreachable,
-                    Some("it accepts connections and does not answer".to_owned()),
-                    None,
-                );
+                let why = "it accepts connections and does not answer".to_owned();
+                return (PoolState::Unreachable, Some(why), None);
             }
             Err(Failure::Status(status)) => {
                 let why = format!("/health answers {status}; is this a llama-server?");
@@ -162,10 +163,11 @@ impl Prober {
             Err(Failure::Strange(why)) => return (PoolState::Misconfigured, Some(why), None),
         }
         let props: Option<Props> = self.ask("/props").await.ok();
-        let asleep = props
-            .as_ref()
-            .and_then(|props| props.is_sleeping)
-            .unwrap_or(false);
+        let asleep = match &props {
+            Some(props) => props.is_sleeping.unwrap_or(false),
+            // Not told: asking a sleeper for its slots would wake it.
+            None => self.last == PoolState::Sleeping,
+        };
         self.describe(props.as_ref()).await;
         if asleep {
             return (PoolState::Sleeping, None, Some(0));
@@ -195,6 +197,7 @@ impl Prober {
             ),
             Err(Failure::Status(_)) => (PoolState::Loading, None, None),
             Err(Failure::Refused(why)) => (PoolState::Unreachable, Some(why), None),
+            Err(Failure::Broken(why)) => (PoolState::Busy, Some(why), None),
             Err(Failure::Strange(why)) => (PoolState::Ready, Some(why), None),
         }
     }
@@ -306,14 +309,20 @@ fn failure(error: &reqwest::Error) -> Failure {
         return Failure::Late;
     }
     let mut cause: &dyn std::error::Error = error;
+    let mut refused = false;
     while let Some(deeper) = cause.source() {
         cause = deeper;
+        let io = cause.downcast_ref::<std::io::Error>();
+        refused |= io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused);
     }
-    Failure::Refused(cause.to_string())
+    if refused {
+        Failure::Refused(cause.to_string())
+    } else {
+        Failure::Broken(cause.to_string())
+    }
 }
 
-/// Ids and aliases as they are listed. An engine without `--alias` calls its model by the path of its file, which differs
-/// from host to host: it is listed by the file's name, without `.gguf` and without the number of a shard.
+/// Ids and aliases, as they are listed.
 fn listed(models: &Models) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for name in models
@@ -321,26 +330,12 @@ fn listed(models: &Models) -> Vec<String> {
         .iter()
         .flat_map(|model| std::iter::once(&model.id).chain(&model.aliases))
     {
-        let name = listed_name(name);
-        if check_model_id(&name).is_ok() && !names.contains(&name) {
-            names.push(name);
+        let name = listed_model_id(name);
+        if check_model_id(name).is_ok() && !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
         }
     }
     names
-}
-
-fn listed_name(id: &str) -> String {
-    let Some(path) = id.strip_suffix(".gguf") else {
-        return id.to_owned();
-    };
-    let file = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    // llama.cpp's own pattern: NAME-00001-of-00003.gguf
-    let is_number = |part: &str| part.len() == 5 && part.bytes().all(|b| b.is_ascii_digit());
-    let unsharded = file.rsplit_once("-of-").and_then(|(rest, of)| {
-        let (name, number) = rest.rsplit_once('-')?;
-        (is_number(of) && is_number(number)).then_some(name)
-    });
-    unsharded.unwrap_or(file).to_owned()
 }
 
 #[cfg(test)]
@@ -348,15 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn models_are_listed_by_alias_or_by_the_name_of_their_file() {
-        assert_eq!(listed_name("qwen3-8b"), "qwen3-8b");
-        assert_eq!(listed_name("org/model:Q4"), "org/model:Q4");
-        assert_eq!(
-            listed_name("/models/SmolLM2-135M.Q4_1.gguf"),
-            "SmolLM2-135M.Q4_1"
-        );
-        assert_eq!(listed_name("C:\\models\\big-00001-of-00003.gguf"), "big");
-        assert_eq!(listed_name("a-1-of-3.gguf"), "a-1-of-3");
+    fn ids_and_aliases_are_listed_once_each() {
         let models = Models {
             data: vec![Model {
                 id: "m".into(),

@@ -46,7 +46,7 @@ impl InFlight {
     /// One more, until the guard is dropped.
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> InFlightGuard {
-        let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.peak.fetch_max(now, Ordering::AcqRel);
         InFlightGuard(Arc::clone(self))
     }
@@ -54,7 +54,7 @@ impl InFlight {
     /// How many there are.
     #[must_use]
     pub fn now(&self) -> u32 {
-        self.now.load(Ordering::Acquire)
+        self.now.load(Ordering::SeqCst)
     }
 
     /// A reading begins: the highest number is counted from here.
@@ -74,7 +74,7 @@ pub struct InFlightGuard(Arc<InFlight>);
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.0.now.fetch_sub(1, Ordering::AcqRel);
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

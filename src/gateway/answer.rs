@@ -15,13 +15,6 @@ use crate::types::UnixMs;
 
 use super::{Carried, GatewayError};
 
-impl RelayBody<Carried> {
-    /// An agent refused on its pool's behalf: the pool is left out for a while.
-    pub(super) fn refused(self) {
-        self.into_load().0.refused();
-    }
-}
-
 /// An answer under `/v1`: one of ours, or an engine's as it comes.
 pub struct GatewayBody(Kind);
 

@@ -1,11 +1,13 @@
 //! Refusals of the gateway, in OpenAI's form, and the one table from reason to status.
 
+use std::sync::Arc;
+
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use crate::admission::Refused;
 use crate::auth::Denied;
-use crate::relay::CollectError;
+use crate::listen::CollectError;
 use crate::types::Millis;
 
 use super::GatewayBody;
@@ -36,7 +38,7 @@ pub enum GatewayError {
     #[error("the request names no `model`; {}", list(known))]
     NoModel {
         /// What there is.
-        known: Vec<String>,
+        known: Vec<Arc<str>>,
     },
     /// No pool has it.
     #[error("the model {wanted:?} does not exist; {}", list(known))]
@@ -44,7 +46,7 @@ pub enum GatewayError {
         /// What was asked for.
         wanted: String,
         /// What there is.
-        known: Vec<String>,
+        known: Vec<Arc<str>>,
     },
     /// The path is known with another method.
     #[error("this path takes {allowed} only")]
@@ -69,7 +71,7 @@ pub enum GatewayError {
     Internal,
 }
 
-fn list(known: &[String]) -> String {
+fn list(known: &[Arc<str>]) -> String {
     match known {
         [] => "no engine has told its models yet".to_owned(),
         known => format!("there is: {}", known.join(", ")),

@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use tracing::{debug, info};
+use tracing::info;
 
-use crate::admission::{Admission, Ask, ModelIx, Permit};
+use crate::admission::{Admission, Ask, Failure, ModelIx, Permit};
 use crate::auth::{API_KEY, Guard};
 use crate::clock::Clock;
+use crate::listen;
 use crate::relay::{self, Load, Outgoing, RelayBody, SendError};
-use crate::types::{Mono, REFUSED_HEADER, UnixMs};
+use crate::types::{Mono, REFUSED_HEADER, UnixMs, listed_model_id};
 
 pub use crate::relay::Peer;
 pub use answer::GatewayBody;
@@ -35,6 +36,8 @@ const MAX_BODY_BYTES: usize = 64 << 20;
 const BODY_IDLE: Duration = Duration::from_secs(30);
 /// Attempts in all: one and two retries (contract §3).
 const MAX_ATTEMPTS: u32 = 3;
+/// Names of models that a refusal lists.
+const NAMES_TOLD: usize = 20;
 /// Pauses before the same pool is tried again (contract §3).
 const SAME_POOL_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
@@ -99,7 +102,10 @@ impl Gateway {
         let id = self.request_id(request.headers());
         let result = match self.guard.admit(request.headers()) {
             Ok(()) => self.admitted(request, &id).await,
-            Err(denied) => Err(denied.into()),
+            Err(denied) => {
+                listen::discard(request.into_body()).await;
+                Err(denied.into())
+            }
         };
         let mut response = result.unwrap_or_else(|e| e.response());
         response.headers_mut().insert(REQUEST_ID, id);
@@ -115,21 +121,20 @@ impl Gateway {
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        match (request.method(), request.uri().path()) {
-            (&Method::GET, "/v1/models") => {
+        let path = request.uri().path();
+        let about_models = path == "/v1/models" || path.starts_with("/v1/models/");
+        match *request.method() {
+            Method::GET | Method::HEAD if path == "/v1/models" => {
                 Ok(answer::models(&self.admission.models(), self.started))
             }
-            (&Method::GET, path) if path.starts_with("/v1/models/") => self.model(path),
-            (&Method::POST, path) if !path.starts_with("/v1/models") => {
-                self.relay(request, id).await
+            Method::GET | Method::HEAD if about_models => self.model(path),
+            Method::POST if !about_models => self.relay(request, id).await,
+            _ => {
+                listen::discard(request.into_body()).await;
+                Err(GatewayError::Method {
+                    allowed: if about_models { "GET, HEAD" } else { "POST" },
+                })
             }
-            (_, path) => Err(GatewayError::Method {
-                allowed: if path.starts_with("/v1/models") {
-                    "GET"
-                } else {
-                    "POST"
-                },
-            }),
         }
     }
 
@@ -147,41 +152,32 @@ impl Gateway {
         let wanted = percent_encoding::percent_decode_str(path.trim_start_matches("/v1/models/"))
             .decode_utf8_lossy();
         let models = self.admission.models();
-        match models.iter().find(|model| *model.id == *wanted) {
+        match models
+            .iter()
+            .find(|model| *model.id == *listed_model_id(&wanted))
+        {
             Some(model) => Ok(answer::model(model, self.started)),
             None => Err(self.unknown_model(&wanted)),
         }
     }
 
     fn unknown_model(&self, wanted: &str) -> GatewayError {
-        let known = self
-            .admission
-            .models()
-            .iter()
-            .map(|model| model.id.to_string())
-            .collect();
         GatewayError::UnknownModel {
             wanted: wanted.to_owned(),
-            known,
+            known: self.admission.model_names(NAMES_TOLD),
         }
     }
 
     /// The model's number; without a name, the only one there is.
     fn resolve(&self, name: Option<&str>) -> Result<ModelIx, GatewayError> {
         match name {
-            Some(name) => self
-                .admission
-                .model(name)
+            // What llama-server itself calls a model without an alias goes on working.
+            Some(name) => (self.admission.model(name))
+                .or_else(|| self.admission.model(listed_model_id(name)))
                 .ok_or_else(|| self.unknown_model(name)),
-            None => match self.admission.models().as_slice() {
-                [only] => self
-                    .admission
-                    .model(&only.id)
-                    .ok_or_else(|| self.unknown_model(&only.id)),
-                several => Err(GatewayError::NoModel {
-                    known: several.iter().map(|m| m.id.to_string()).collect(),
-                }),
-            },
+            None => (self.admission.only_model()).ok_or_else(|| GatewayError::NoModel {
+                known: self.admission.model_names(NAMES_TOLD),
+            }),
         }
     }
 
@@ -195,7 +191,7 @@ impl Gateway {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (parts, body) = request.into_parts();
-        let body = relay::collect(body, MAX_BODY_BYTES, BODY_IDLE).await?;
+        let body = listen::collect(body, MAX_BODY_BYTES, BODY_IDLE).await?;
         let peek = Peek::read(&body)?;
         let model = self.resolve(peek.model.as_deref())?;
         let mut headers = parts.headers;
@@ -236,31 +232,24 @@ struct Exchange<'a> {
     arrived: Mono,
 }
 
-/// What an attempt that may be repeated came to.
-enum Fault {
-    /// The engine's own answer: passed on if nothing better comes.
-    Answered(Box<Response<RelayBody<Carried>>>),
-    /// No answer.
-    Nothing(String),
-}
-
 impl Exchange<'_> {
     async fn run(mut self) -> Result<Response<GatewayBody>, GatewayError> {
         let mut ask = Ask {
             model: self.model,
             weight: self.weight,
-            ticket: None,
+            turn: None,
             avoid: None,
         };
         let mut queue_ms = 0;
         let mut asked = self.arrived;
-        for attempt in 1..=MAX_ATTEMPTS {
+        let mut attempt = 1;
+        loop {
             let mut permit = self.gateway.admission.acquire(ask).await?;
             queue_ms += self.gateway.clock.now().since(asked);
             if ask.avoid == Some(permit.pool()) {
                 tokio::time::sleep(SAME_POOL_PAUSES[(attempt as usize - 2).min(1)]).await;
             }
-            ask.ticket = Some(permit.ticket());
+            ask.turn = Some(permit.turn());
             ask.avoid = Some(permit.pool());
             let upstream = Arc::clone(permit.upstream());
             permit.sent();
@@ -279,51 +268,33 @@ impl Exchange<'_> {
                 Carried(permit),
             )
             .await;
+            let last = attempt == MAX_ATTEMPTS;
             let fault = match sent {
-                Ok(response) if !is_fault(&response) => {
-                    return Ok(self.answer(response, queue_ms, attempt));
-                }
-                Ok(response) => Fault::Answered(Box::new(response)),
-                Err((error, mut carried)) => {
-                    match &error {
-                        SendError::Connect { .. } => carried.0.refused(),
-                        SendError::Reset { .. } | SendError::Request(_) => carried.0.done(),
+                Ok(response) => match judge(response) {
+                    Judged::Good(response) => return Ok(self.answer(*response, queue_ms, attempt)),
+                    Judged::Fault { response, why } if last && !why.is_agents() => {
+                        return Ok(self.answer(*response, queue_ms, attempt));
                     }
-                    Fault::Nothing(error.to_string())
+                    Judged::Fault { why, .. } => why.to_string(),
+                },
+                Err((error, mut carried)) => {
+                    if let Some(failure) = failure(&error) {
+                        carried.0.failed(failure);
+                    }
+                    error.to_string()
                 }
             };
-            let node_id = upstream.node_id.as_str();
-            let pool_id = upstream.pool_id.as_str();
-            match fault {
-                Fault::Answered(mut response) => {
-                    let status = response.status();
-                    let refused = response.headers_mut().remove(REFUSED_HEADER);
-                    debug!(node_id, pool_id, attempt, %status, ?refused, "the pool could not serve a request");
-                    if attempt == MAX_ATTEMPTS {
-                        return match refused {
-                            None => Ok(self.answer(*response, queue_ms, attempt)),
-                            Some(code) => Err(GatewayError::Upstream {
-                                detail: format!("the agent of node {node_id} refused: {code:?}"),
-                            }),
-                        };
-                    }
-                    if refused.is_some() {
-                        response.into_body().refused();
-                    }
-                }
-                Fault::Nothing(detail) => {
-                    info!(
-                        node_id,
-                        pool_id, attempt, detail, "the pool did not answer a request"
-                    );
-                    if attempt == MAX_ATTEMPTS {
-                        return Err(GatewayError::Upstream { detail });
-                    }
-                }
+            let (node_id, pool_id) = (upstream.node_id.as_str(), upstream.pool_id.as_str());
+            info!(
+                node_id,
+                pool_id, attempt, fault, "a pool could not serve a request"
+            );
+            if last {
+                return Err(GatewayError::Upstream { detail: fault });
             }
+            attempt += 1;
             asked = self.gateway.clock.now();
         }
-        unreachable!("the last attempt returns")
     }
 
     fn answer(
@@ -354,12 +325,87 @@ impl Exchange<'_> {
     }
 }
 
-/// Whether another attempt may do better: the pool is busy, loading, or behind an agent that refuses.
-fn is_fault<B>(response: &Response<B>) -> bool {
-    let busy = [
-        StatusCode::TOO_MANY_REQUESTS,
-        StatusCode::BAD_GATEWAY,
-        StatusCode::SERVICE_UNAVAILABLE,
-    ];
-    busy.contains(&response.status()) || response.headers().contains_key(REFUSED_HEADER)
+/// What an answer says of its pool.
+enum Judged {
+    /// It is the client's, whatever it is.
+    Good(Box<Response<RelayBody<Carried>>>),
+    /// Another attempt may do better.
+    Fault {
+        /// The answer, in case none does.
+        response: Box<Response<RelayBody<Carried>>>,
+        why: Fault,
+    },
+}
+
+/// Why an answer is not yet the client's.
+enum Fault {
+    /// An agent's refusal, in its words; never the client's answer.
+    Agent(String),
+    /// The engine is busy or loading.
+    Busy(StatusCode),
+}
+
+impl Fault {
+    fn is_agents(&self) -> bool {
+        matches!(self, Self::Agent(_))
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Agent(code) => write!(f, "its agent refused: {code}"),
+            Self::Busy(status) => write!(f, "it answered {status}"),
+        }
+    }
+}
+
+/// 4xx and 501 say nothing of a pool, 429, 502 and 503 that it is busy; other 5xx are a failure, and the client's answer.
+fn judge(mut response: Response<RelayBody<Carried>>) -> Judged {
+    let status = response.status();
+    if let Some(code) = response.headers_mut().remove(REFUSED_HEADER) {
+        let code = String::from_utf8_lossy(code.as_bytes()).into_owned();
+        // A stopping agent and an unreachable engine are both gone for the moment.
+        response.body_mut().load_mut().0.failed(Failure::Refused);
+        return Judged::Fault {
+            response: Box::new(response),
+            why: Fault::Agent(code),
+        };
+    }
+    let permit = &mut response.body_mut().load_mut().0;
+    match status {
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE => {
+            return Judged::Fault {
+                response: Box::new(response),
+                why: Fault::Busy(status),
+            };
+        }
+        StatusCode::NOT_IMPLEMENTED => permit.served(),
+        status if status.is_server_error() => permit.failed(Failure::Broken),
+        _ => permit.served(),
+    }
+    Judged::Good(Box::new(response))
+}
+
+/// What a missing answer says of its pool; `None` when the trouble is this process's own.
+fn failure(error: &SendError) -> Option<Failure> {
+    use std::io::ErrorKind::{
+        ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,
+    };
+    match error {
+        SendError::Connect { source, .. } => {
+            let theirs = [
+                ConnectionRefused,
+                ConnectionReset,
+                HostUnreachable,
+                NetworkUnreachable,
+                TimedOut,
+            ];
+            theirs.contains(&source.kind()).then_some(Failure::Refused)
+        }
+        SendError::Reset { .. } => Some(Failure::Broken),
+        SendError::Request(_) => None,
+    }
 }

@@ -67,7 +67,10 @@ fn model(raw: &str) -> Result<Option<String>, GatewayError> {
         return Ok(None);
     }
     let name: Cow<'_, str> = serde_json::from_str(raw).map_err(|_| GatewayError::BadModel {
-        detail: format!("it must be a string, not {raw}"),
+        detail: format!(
+            "it must be a string, not {}",
+            raw.chars().take(40).collect::<String>()
+        ),
     })?;
     check_model_id(&name).map_err(|e| GatewayError::BadModel {
         detail: e.to_string(),

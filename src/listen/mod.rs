@@ -4,6 +4,8 @@
 //! anything else is done, shared by all threads; a stop closes the listener first, lets what runs end within its grace,
 //! and then ends. Called by `server` and `agent`.
 
+mod collect;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -24,6 +26,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
+
+pub use collect::{CollectError, collect, discard};
 
 /// A client that sends its request head slower than this is not one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,8 +59,8 @@ pub trait Handler: Clone + Send + 'static {
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 
-    /// The answer to a request in whose handling we failed.
-    fn panicked(&self) -> Response<Self::Body>;
+    /// The answer to a request for `uri` in whose handling we failed.
+    fn panicked(&self, uri: &Uri) -> Response<Self::Body>;
 }
 
 /// The serving threads of one listener.
@@ -121,14 +125,20 @@ async fn serve<H: Handler>(
         }
     };
     let mut connections = JoinSet::new();
+    let mut refused = false;
     let grace = loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
+                    refused = false;
                     connections.spawn(connection(stream, handler.clone(), stopped.clone()));
                 }
                 Err(e) => {
-                    warn!(error = %e, "cannot accept a connection");
+                    // While it lasts it is the same story.
+                    if !refused {
+                        warn!(error = %e, "cannot accept connections; will go on trying");
+                    }
+                    refused = true;
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -178,12 +188,13 @@ async fn connection<H: Handler>(
     }
     let service = service_fn(move |request| {
         let handler = handler.clone();
+        let uri = Request::uri(&request).clone();
         async move {
             // A defect in one request is that request's 500.
             let answer = AssertUnwindSafe(handler.handle(request))
                 .catch_unwind()
                 .await;
-            Ok::<_, Infallible>(answer.unwrap_or_else(|_| handler.panicked()))
+            Ok::<_, Infallible>(answer.unwrap_or_else(|_| handler.panicked(&uri)))
         }
     });
     let connection = http1::Builder::new()

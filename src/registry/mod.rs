@@ -297,7 +297,17 @@ impl Registry {
         if node.record.departed {
             return Err(unknown());
         }
-        refuse_superseded(node_id, &node.record, request.instance_id.as_deref())?;
+        if let Err(superseded) =
+            refuse_superseded(node_id, &node.record, request.instance_id.as_deref())
+        {
+            // What was restored may be older than the process that speaks: only one that was heard since supersedes it,
+            // and else it is told to say who it is.
+            return Err(if node.live.heard.is_some() {
+                superseded
+            } else {
+                unknown()
+            });
+        }
         Ok(node.beat(now, request))
     }
 

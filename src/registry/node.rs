@@ -205,11 +205,9 @@ impl Node {
         beat.routes_changed = beat.descriptors_changed
             || beat.was.is_some()
             || suspect_before != self.suspect()
-            || self
-                .pools
-                .iter()
-                .zip(&pools)
-                .any(|(old, new)| old.ready != new.ready || old.draining != new.draining);
+            || self.pools.iter().zip(&pools).any(|(old, new)| {
+                (old.ready, old.draining, old.state) != (new.ready, new.draining, new.state)
+            });
         beat.routes_changed |= !self.former.is_empty();
         self.former.clear();
         self.pools = pools;

@@ -60,9 +60,13 @@ impl<L: Load> RelayBody<L> {
         &self.load
     }
 
+    /// What it carries, to be changed.
+    pub fn load_mut(&mut self) -> &mut L {
+        &mut self.load
+    }
+
     /// Ends the exchange and gives back what it carried.
-    #[must_use]
-    pub fn into_load(self) -> L {
+    pub(super) fn into_load(self) -> L {
         self.load
     }
 

@@ -38,7 +38,7 @@ impl Drop for Open {
 
 struct Idle {
     open: Open,
-    since: Instant,
+    until: Instant,
 }
 
 thread_local! {
@@ -61,14 +61,11 @@ impl Lease {
             return;
         }
         let authority = std::mem::take(&mut self.authority);
-        let now = Instant::now();
-        let keep = self.peer.idle();
+        let until = Instant::now() + self.peer.idle();
         IDLE.with_borrow_mut(|idle| {
-            let kept = idle.entry(authority).or_default();
-            kept.retain(|idle| {
-                now.duration_since(idle.since) < keep && !idle.open.sender.is_closed()
-            });
-            kept.push(Idle { open, since: now });
+            idle.entry(authority)
+                .or_default()
+                .push(Idle { open, until })
         });
     }
 }
@@ -76,11 +73,10 @@ impl Lease {
 /// The connection that was used last, if it is still good.
 pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
     let now = Instant::now();
-    let keep = peer.idle();
     IDLE.with_borrow_mut(|idle| {
         let kept = idle.get_mut(&origin.authority)?;
-        while let Some(Idle { open, since }) = kept.pop() {
-            if now.duration_since(since) < keep && open.sender.is_ready() {
+        while let Some(Idle { open, until }) = kept.pop() {
+            if now < until && open.sender.is_ready() {
                 return Some(Lease {
                     open: Some(open),
                     authority: origin.authority.clone(),
@@ -92,6 +88,17 @@ pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
     })
 }
 
+/// Closes what was idle for too long, at every upstream: where nobody asks any more, nobody else would.
+fn sweep() {
+    let now = Instant::now();
+    IDLE.with_borrow_mut(|idle| {
+        idle.retain(|_, kept| {
+            kept.retain(|idle| now < idle.until && !idle.open.sender.is_closed());
+            !kept.is_empty()
+        });
+    });
+}
+
 /// A new connection.
 pub(super) async fn dial(origin: &Origin, peer: Peer) -> io::Result<Lease> {
     if origin.https {
@@ -100,6 +107,7 @@ pub(super) async fn dial(origin: &Origin, peer: Peer) -> io::Result<Lease> {
             "this version dials upstreams by http only",
         ));
     }
+    sweep();
     let stream = TcpStream::connect((origin.host.as_str(), origin.port)).await?;
     stream.set_nodelay(true)?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream))

@@ -6,7 +6,6 @@
 //! an engine learns that a client has left. Called by `gateway` and by the agent's proxy.
 
 mod body;
-mod collect;
 mod connections;
 
 use std::io;
@@ -19,7 +18,6 @@ use http_body_util::Full;
 use crate::types::Origin;
 
 pub use body::{Load, RelayBody};
-pub use collect::{CollectError, collect};
 
 use connections::Lease;
 

@@ -7,13 +7,13 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tower::ServiceExt;
 
 use crate::api::ApiError;
-use crate::gateway::{Gateway, GatewayBody};
+use crate::gateway::{Gateway, GatewayBody, GatewayError};
 use crate::listen::Handler;
 use crate::types::{ErrorCode, VERSION, VERSION_HEADER};
 
@@ -97,7 +97,10 @@ impl Handler for Face {
         signed(response)
     }
 
-    fn panicked(&self) -> Response<FaceBody> {
+    fn panicked(&self, uri: &Uri) -> Response<FaceBody> {
+        if is_gateways(uri.path()) {
+            return signed(GatewayError::Internal.response().map(FaceBody::Gateway));
+        }
         let message = "orchd failed while it handled this request; its log says more";
         signed(
             ApiError::new(ErrorCode::Internal, message)

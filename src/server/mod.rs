@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admission::{self, Admission};
 use crate::api::{Api, Profile, Readiness};
@@ -75,6 +75,12 @@ pub enum ServeError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A defect of ours.
+    #[error("{part} has failed; the log says more")]
+    Failed {
+        /// Which part.
+        part: &'static str,
+    },
     /// A thread, a signal handler or a descriptor.
     #[error("the system refuses what a server needs: {0}")]
     System(#[source] io::Error),
@@ -106,8 +112,8 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let clock = Clock::new();
     let admission = Admission::new(clock, settings.admission);
     let control = Control::start(clock, settings.control, Arc::clone(&admission), store)?;
-    tokio::spawn(Arc::clone(&admission).drive());
-    tokio::spawn(Arc::clone(&control).reap());
+    let driver = tokio::spawn(Arc::clone(&admission).drive());
+    let reaper = tokio::spawn(Arc::clone(&control).reap());
 
     let readiness = Arc::new(Readiness::default());
     let api = Api {
@@ -132,9 +138,20 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         "listening on http://{address}"
     );
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    // Without any of these three the process would look alive and be wrong.
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        _ = driver => Some("the driver of the queues"),
+        _ = reaper => Some("the reaper of silent nodes"),
+        () = control.lane_ended() => Some("the lane that writes the store"),
+    };
+    if let Some(part) = failed {
+        error!(
+            part,
+            "a part of this process has failed; it ends, so that whoever watches it starts it again"
+        );
+        return Err(ServeError::Failed { part });
     }
     info!(
         grace_s = settings.shutdown_grace.as_secs(),

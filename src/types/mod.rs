@@ -6,6 +6,7 @@
 
 mod code;
 mod ids;
+mod model;
 mod node;
 mod pool;
 mod time;
@@ -14,6 +15,7 @@ mod wire;
 
 pub use code::{ErrorBody, ErrorCode};
 pub use ids::{IdError, NodeId, PoolId, RESERVED_NODE_IDS, check_model_id};
+pub use model::listed_model_id;
 pub use node::{DrainState, DrainView, NodeStatus, NodeView, PoolStatusView};
 pub use pool::{EngineKind, PoolDescriptor, PoolState, PoolStatus, Sample};
 pub use time::{Millis, Mono, Now, UnixMs, parse_duration};

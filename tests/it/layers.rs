@@ -27,8 +27,8 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("engines",        2, &[]),
     ("listen",         2, &[]),
     // HTTP faces, and the typed client. None of them knows the store.
-    ("api",            3, &["auth", "control", "admission"]),
-    ("gateway",        3, &["auth", "admission", "relay"]),
+    ("api",            3, &["auth", "control", "admission", "listen"]),
+    ("gateway",        3, &["auth", "admission", "relay", "listen"]),
     ("client",         3, &[]),
     // Processes; siblings that do not know each other.
     ("server",         4, &["auth", "api", "gateway", "control", "admission", "store", "engines", "listen"]),

@@ -7,6 +7,10 @@ use bytes::Bytes;
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
+/// How much of a refused body is read, and for how long.
+const DISCARD_BYTES: usize = 8 << 20;
+const DISCARD_FOR: Duration = Duration::from_secs(2);
+
 /// Why a request body was not read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
@@ -56,4 +60,17 @@ where
         1 => chunks.remove(0),
         _ => chunks.concat().into(),
     })
+}
+
+/// Reads and forgets what is left of a small body, before it is refused unread: a client that is still sending would see
+/// its connection break instead of the answer. Gives up on a large or a slow one.
+pub async fn discard<B>(body: B)
+where
+    B: Body<Data = Bytes> + Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let mut body = std::pin::pin!(Limited::new(body, DISCARD_BYTES));
+    let all = async { while let Some(Ok(_)) = body.frame().await {} };
+    // What comes later than that is not waited for.
+    let _ = tokio::time::timeout(DISCARD_FOR, all).await;
 }
