@@ -1,5 +1,6 @@
 //! The integration tests, one binary: what crosses a module or a process boundary.
 
+mod api;
 mod client;
 mod commands;
 mod fake_control_plane;
