@@ -560,14 +560,19 @@ fn a_body_may_have_1_mib_and_any_json_type_or_none() {
         let response = http::send(fleet.orchd.address, &request).expect("an answer");
         assert_eq!(response.status, 200, "{headers:?}");
     }
-    body.push(' ');
-    let body = refusal(
-        fleet.ask("POST", "/v2/nodes/register", &body),
-        413,
-        "PAYLOAD_TOO_LARGE",
-    );
-    assert_eq!(body["success"], false);
-    contains(&body, &["1048576"]);
+    // However far above, and however much of it was sent before the answer came.
+    for more in [1, 16 << 20] {
+        let body = format!("{body}{}", " ".repeat(more));
+        let request = written("POST", "/v2/nodes/register", &[JSON], body.as_bytes());
+        let mut client = http::begin(fleet.orchd.address, b"").expect("a connection");
+        let sent = client.more(&request);
+        let response = client
+            .answer()
+            .unwrap_or_else(|e| panic!("sending: {sent:?}; the answer: {e}"));
+        let body = refusal(response, 413, "PAYLOAD_TOO_LARGE");
+        assert_eq!(body["success"], false);
+        contains(&body, &["1048576"]);
+    }
     for kind in [
         "text/plain",
         "application/x-www-form-urlencoded",

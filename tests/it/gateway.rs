@@ -632,6 +632,18 @@ fn a_body_may_have_64_mib_and_no_byte_more() {
 }
 
 #[test]
+fn a_client_that_sends_far_too_much_is_told_so_all_the_same() {
+    let (_engine, orchd) = machine(1);
+    let mut client = begin(&orchd, b"");
+    // As every client does: it sends until it cannot, and then looks for an answer.
+    let sent = client.more(&embed_of(96 << 20));
+    let response = client
+        .answer()
+        .unwrap_or_else(|e| panic!("sending: {sent:?}; the answer: {e}"));
+    refusal(response, 413, "request_too_large");
+}
+
+#[test]
 fn requests_that_stop_half_way_hold_up_nobody() {
     let (engine, orchd) = machine(2);
     engine.always(ok());

@@ -198,18 +198,20 @@ impl Asked {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
 
-    /// Slots that the real engine would use for it: `n` times its prompts.
+    /// Slots that the real engine uses for it, as measured: any number is a number to it, `n` has another name there,
+    /// and every prompt or input of a list takes one.
     fn weight(&self, slots: usize) -> usize {
         let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        let n = body["n"].as_u64().unwrap_or(1).max(1);
-        let prompts = match &body["prompt"] {
-            Value::Array(list) if list.iter().all(|p| p.is_string() || p.is_array()) => list.len(),
+        let number = |name: &str| body[name].as_f64();
+        let n = number("n_cmpl").or_else(|| number("n")).unwrap_or(1.0);
+        let many = |name: &str| match &body[name] {
+            // A list with single tokens in it is one prompt.
+            Value::Array(list) if list.iter().all(|p| !p.is_number()) => list.len().max(1),
             _ => 1,
         };
-        usize::try_from(n)
-            .unwrap_or(usize::MAX)
-            .saturating_mul(prompts)
-            .clamp(1, slots)
+        // Saturates, and takes nonsense for nothing.
+        let n = (n as usize).clamp(1, slots);
+        (n * many("prompt") * many("input")).min(slots)
     }
 }
 
