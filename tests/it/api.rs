@@ -1380,3 +1380,67 @@ fn pools_and_the_catalog_show_what_the_last_heartbeat_said() {
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(version["profile"], "cloud");
 }
+
+// What orchd does not do yet.
+
+#[test]
+fn a_list_is_not_taken_for_an_object() {
+    let fleet = fleet();
+    fleet.register(&registration("n", &json!({})));
+    let accepted: Vec<&str> = [
+        ("/v2/nodes/n/drain", "[]"),
+        ("/v2/nodes/n/drain", r#"["why"]"#),
+        ("/v2/nodes/register", r#"["m",null,"http://h:9200"]"#),
+        (
+            "/v2/nodes/register",
+            r#"{"node_id":"m","address":"http://h:9200","capabilities":[]}"#,
+        ),
+        ("/v2/nodes/n/heartbeat", r#"[null,[["p",true]]]"#),
+        ("/v2/nodes/n/heartbeat", r#"{"pools":[["p",true]]}"#),
+    ]
+    .into_iter()
+    .filter(|(path, body)| fleet.ask("POST", path, body).status != 400)
+    .map(|(_, body)| body)
+    .collect();
+    assert_eq!(accepted, Vec::<&str>::new());
+    assert_eq!(fleet.node("n")["drain"], Value::Null);
+}
+
+#[test]
+fn an_address_is_a_url_and_not_what_a_browser_makes_of_one() {
+    let fleet = fleet();
+    let accepted: Vec<&str> = [
+        "http:///path",
+        "http:h",
+        "http:/h",
+        "http:\\\\h",
+        " http://h",
+        "http://h\n",
+        "ht\ntp://h",
+        "http://h/\u{1b}[31m",
+    ]
+    .into_iter()
+    .filter(|address| {
+        let body = registration("n", &json!({"address": address})).to_string();
+        fleet.ask("POST", "/v2/nodes/register", &body).status != 400
+    })
+    .collect();
+    assert_eq!(accepted, Vec::<&str>::new());
+}
+
+#[test]
+fn a_name_that_is_not_utf_8_is_refused_in_json_too() {
+    let fleet = fleet();
+    for (method, path) in [
+        ("GET", "/v2/nodes/%FF"),
+        ("DELETE", "/v2/nodes/%C3%28"),
+        ("POST", "/v2/nodes/%FF/heartbeat"),
+    ] {
+        let response = fleet.ask(method, path, "");
+        let kind = response.header("content-type");
+        assert_eq!(kind, Some("application/json"), "{method} {path}");
+        assert!(matches!(response.status, 400 | 404), "{method} {path}");
+        let body = response.json();
+        assert!(body["code"].is_string(), "{body}");
+    }
+}

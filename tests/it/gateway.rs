@@ -1257,3 +1257,190 @@ fn with_a_token_everything_needs_it_and_no_engine_sees_it() {
         assert!(!asked.text().contains(TOKEN) && !asked.target.contains(TOKEN));
     }
 }
+
+// What orchd does not do yet.
+
+/// How many of six requests reach pool `a`, after it has answered a few so, while `b` answers well.
+fn still_asked_after(bad: &Script) -> usize {
+    let (a, b, orchd) = pair(4);
+    a.always(bad.clone());
+    b.always(ok());
+    let ask = || drop(send(&orchd, &embed("x")).text().expect("a whole body"));
+    eventually(SOON, "its turn comes", || {
+        ask();
+        a.asked().first().map(drop).ok_or_else(String::new)
+    });
+    let before = a.asked().len();
+    for _ in 0..6 {
+        ask();
+    }
+    a.asked().len() - before
+}
+
+/// Those of the answers after which the pool is asked further, and how often.
+fn asked_further<'a>(answers: &[(&'a str, Script)]) -> Vec<(&'a str, usize)> {
+    let counts = answers
+        .iter()
+        .map(|(name, bad)| (*name, still_asked_after(bad)));
+    counts.filter(|(_, count)| *count > 0).collect()
+}
+
+#[test]
+fn a_pool_that_breaks_off_or_fails_is_left_out_for_a_while() {
+    let found = asked_further(&[
+        ("closes before the answer", Script::new().close()),
+        ("resets before the answer", Script::new().reset()),
+        ("answers 500", Script::whole(500, BUSY)),
+    ]);
+    assert_eq!(found, [], "of six requests each");
+}
+
+#[test]
+fn a_pool_that_asks_for_a_pause_gets_it() {
+    let pause = |status| Script::whole_with(status, &[("Retry-After", "5")], BUSY);
+    let found = asked_further(&[("429", pause(429)), ("503", pause(503))]);
+    assert_eq!(found, [], "of six requests each");
+}
+
+#[test]
+fn whatever_takes_several_slots_is_given_as_many() {
+    let (engine, orchd) = machine(4);
+    engine.always(ok().held());
+    let bodies = [
+        (
+            "/v1/chat/completions",
+            r#"{"model":"m","stream":true,"n":3.0}"#,
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"model":"m","stream":true,"n":3e0}"#,
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"model":"m","stream":true,"n_cmpl":3}"#,
+        ),
+        (
+            "/v1/completions",
+            r#"{"model":"m","stream":true,"prompt":[{"prompt_string":"a"},{"prompt_string":"b"},{"prompt_string":"c"}]}"#,
+        ),
+        ("/v1/embeddings", r#"{"model":"m","input":["a","b","c"]}"#),
+    ];
+    let mut over = Vec::new();
+    for (target, body) in bodies {
+        let before = engine.asked().len();
+        let clients = [post(target, body), post(target, body)].map(|r| begin(&orchd, &r));
+        eventually(SOON, "each waits or runs", || {
+            let pools = http::get_json(orchd.address, "/v2/pools");
+            let pool = &pools["pools"][0];
+            match (&pool["running"], &pool["waiting"]) {
+                (running, waiting) if *running == 1 && *waiting == 1 => Ok(()),
+                (running, _) if *running == 2 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        engine.wait_for(before + 1);
+        if http::get_json(orchd.address, "/v2/pools")["pools"][0]["waiting"] == 0 {
+            over.push(body);
+            engine.wait_for(before + 2);
+        }
+        engine.go(before);
+        engine.wait_for(before + 2);
+        engine.go(before + 1);
+        for client in clients {
+            body_of(client.answer().expect("an answer"));
+        }
+    }
+    assert_eq!(
+        over,
+        Vec::<&str>::new(),
+        "two of them at a time in four slots"
+    );
+}
+
+#[test]
+fn three_attempts_are_all_on_kept_connections_too() {
+    const CLIENTS: usize = 8;
+    let (engine, orchd) = machine(CLIENTS);
+    // Each is answered on a connection of its own, and all of those are kept.
+    engine.always(ok().held());
+    let mut clients: Vec<Begun> = (0..CLIENTS).map(|_| begin(&orchd, b"")).collect();
+    for client in &mut clients {
+        client.more(&embed("warm")).expect("it is read");
+    }
+    engine.wait_for(CLIENTS);
+    for (number, client) in clients.iter_mut().enumerate() {
+        engine.go(number);
+        body_of(client.ask(b"").expect("an answer"));
+    }
+    engine.always(Script::new().close());
+    let response = clients[0].ask(&embed("x")).expect("an answer");
+    refusal(response, 502, "upstream_failed");
+    assert_eq!(engine.asked().len() - CLIENTS, 3, "attempts at one request");
+}
+
+#[test]
+fn a_request_that_an_engine_saw_twice_was_attempted_twice() {
+    let (engine, orchd) = machine(1);
+    let mut client = begin(&orchd, b"");
+    engine.script([ok(), Script::new().close(), ok()]);
+    body_of(client.ask(&embed("warm")).expect("an answer"));
+    let response = client.ask(&embed("x")).expect("an answer");
+    assert_eq!(engine.asked().len(), 3, "it was sent twice");
+    assert_eq!(attempts(&response), Some("2"));
+}
+
+#[test]
+fn a_request_that_failed_says_how_often_it_was_tried() {
+    let (engine, orchd) = machine(1);
+    engine.always(Script::new().close());
+    let response = send(&orchd, &embed("x"));
+    assert_eq!(response.status, 502);
+    assert_eq!(attempts(&response), Some("3"));
+}
+
+#[test]
+fn a_body_that_is_not_utf_8_is_not_json() {
+    let (engine, orchd) = machine(1);
+    engine.always(ok());
+    for body in [
+        &b"{\"model\":\"m\",\"input\":\"\xff\"}"[..],
+        b"{\"model\":\"m\",\"\xff\":1}",
+    ] {
+        let request = written("POST", "/v1/embeddings", &[JSON], body);
+        refusal(send(&orchd, &request), 400, "invalid_json");
+    }
+    assert_eq!(engine.asked().len(), 0);
+}
+
+#[test]
+fn responses_is_told_of_a_lost_engine_in_its_own_form() {
+    let (engine, orchd) = machine(1);
+    engine.script([Script::stream().event("{}").close()]);
+    let body = json!({"model": MODEL, "stream": true}).to_string();
+    let text = body_of(send(&orchd, &post("/v1/responses", &body)));
+    let (name, data) = last_event(&text);
+    assert_eq!(name, Some("error"), "{text:?}");
+    assert_eq!(data["type"], "error", "{text:?}");
+    // The event's own fields there, not those of an object in it.
+    assert_eq!(data["code"], "worker_reset", "{text:?}");
+    assert!(data["message"].is_string(), "{text:?}");
+}
+
+#[test]
+fn a_client_that_sent_more_than_its_request_can_still_leave() {
+    let (engine, orchd) = machine(1);
+    engine.always(ok().held());
+    let _running = begin(&orchd, &embed("running"));
+    engine.wait_for(1);
+    // An empty line behind the body, as some old clients send it.
+    let leaver = begin(&orchd, &[&embed("leaver")[..], b"\r\n"].concat());
+    wait_waiting(&orchd, 1);
+    drop(leaver);
+    eventually(Duration::from_secs(1), "nobody waits", || {
+        let pools = http::get_json(orchd.address, "/v2/pools");
+        match &pools["pools"][0]["waiting"] {
+            waiting if *waiting == 0 => Ok(()),
+            waiting => Err(format!("{waiting} wait")),
+        }
+    });
+}
