@@ -57,6 +57,60 @@ pub fn post(address: SocketAddr, path: &str, body: &Value) -> io::Result<Respons
     request(address, "POST", path, Some(body))
 }
 
+/// A request as it is written: a head with `headers` and the length of the body, then the body.
+pub fn written(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut text = format!("{method} {target} HTTP/1.1\r\nhost: orchd.test\r\n");
+    for (name, value) in headers {
+        text += &format!("{name}: {value}\r\n");
+    }
+    if !body.is_empty() || method == "POST" {
+        text += &format!("content-length: {}\r\n", body.len());
+    }
+    text += "\r\n";
+    let mut request = text.into_bytes();
+    request.extend_from_slice(body);
+    request
+}
+
+/// Sends a request as it is written, and waits for the head of its answer.
+pub fn send(address: SocketAddr, request: &[u8]) -> io::Result<Response> {
+    begin(address, request)?.answer()
+}
+
+/// Opens a connection and sends these bytes, whatever they are.
+pub fn begin(address: SocketAddr, bytes: &[u8]) -> io::Result<Begun> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))?;
+    let mut begun = Begun { stream };
+    begun.more(bytes)?;
+    Ok(begun)
+}
+
+/// A request under way, whole or in part. Dropping it is leaving.
+pub struct Begun {
+    stream: TcpStream,
+}
+
+impl Begun {
+    /// Sends more bytes.
+    pub fn more(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// Waits for the head of the answer. The connection lives as long as the answer does.
+    pub fn answer(self) -> io::Result<Response> {
+        Response::read(BufReader::new(self.stream))
+    }
+
+    /// Sends a request and waits for the head of its answer, which must be read to its end before the next.
+    pub fn ask(&mut self, request: &[u8]) -> io::Result<Response> {
+        self.more(request)?;
+        Response::read(BufReader::new(self.stream.try_clone()?))
+    }
+}
+
 fn request(
     address: SocketAddr,
     method: &str,
@@ -145,6 +199,21 @@ impl Response {
     pub fn header(&self, wanted: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(name, _)| name == wanted);
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// Every header, its name in lower case.
+    pub fn headers(&self) -> &[(String, String)] {
+        &self.headers
+    }
+
+    /// All of the body, which must be JSON.
+    pub fn json(self) -> Value {
+        let status = self.status;
+        let text = self
+            .text()
+            .unwrap_or_else(|e| panic!("the body of a {status} broke off: {e}"));
+        serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("the body of a {status} is not JSON: {e}: {text:?}"))
     }
 
     /// All of the body.

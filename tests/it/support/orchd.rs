@@ -24,6 +24,7 @@ pub struct Orchd {
     pub address: SocketAddr,
     name: String,
     arguments: Vec<String>,
+    token: Option<&'static str>,
     ready: &'static str,
     dir: TempDir,
 }
@@ -37,6 +38,15 @@ impl Orchd {
         }
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
         Self::start("orchd serve", &arguments, "/readyz")
+    }
+
+    /// `orchd serve` for one machine with these engines, guarded by a token in its environment.
+    pub fn serve_home_guarded(engines: &[String], token: &'static str) -> Self {
+        let mut arguments = vec!["serve".to_owned()];
+        for engine in engines {
+            arguments.extend(["--engine".to_owned(), engine.clone()]);
+        }
+        Self::start_guarded("orchd serve", &arguments, "/readyz", Some(token))
     }
 
     /// `orchd serve --cloud` with its state in `state_dir`.
@@ -60,28 +70,43 @@ impl Orchd {
     }
 
     fn start(name: &str, arguments: &[String], ready: &'static str) -> Self {
-        match Self::try_start(name, arguments, ready) {
+        Self::start_guarded(name, arguments, ready, None)
+    }
+
+    fn start_guarded(
+        name: &str,
+        arguments: &[String],
+        ready: &'static str,
+        token: Option<&'static str>,
+    ) -> Self {
+        match Self::try_start(name, arguments, ready, token) {
             Ok(orchd) => orchd,
             // Somebody may have taken the port.
-            Err(NotReady::Ended(_)) => Self::try_start(name, arguments, ready)
+            Err(NotReady::Ended(_)) => Self::try_start(name, arguments, ready, token)
                 .unwrap_or_else(|not_ready| not_ready.panic()),
             Err(late) => late.panic(),
         }
     }
 
-    fn try_start(name: &str, arguments: &[String], ready: &'static str) -> Result<Self, NotReady> {
+    fn try_start(
+        name: &str,
+        arguments: &[String],
+        ready: &'static str,
+        token: Option<&'static str>,
+    ) -> Result<Self, NotReady> {
         let dir = tempfile::tempdir().expect("a directory for the log");
         let address = free_address();
         let name = format!("{name} on {address}");
         let mut arguments = arguments.to_vec();
         arguments.extend(["--listen".to_owned(), address.to_string()]);
-        let mut running = spawn(&name, &arguments, dir.path());
+        let mut running = spawn(&name, &arguments, token, dir.path());
         running.ready(address, ready, START)?;
         Ok(Self {
             running,
             address,
             name,
             arguments,
+            token,
             ready,
             dir,
         })
@@ -113,7 +138,7 @@ impl Orchd {
 
     /// Starts it once more as it was: same arguments, same port, same directory.
     pub fn start_again(&mut self) {
-        self.running = spawn(&self.name, &self.arguments, self.dir.path());
+        self.running = spawn(&self.name, &self.arguments, self.token, self.dir.path());
         self.running
             .ready(self.address, self.ready, START)
             .unwrap_or_else(|not_ready| not_ready.panic());
@@ -141,12 +166,13 @@ impl Orchd {
     }
 }
 
-fn spawn(name: &str, arguments: &[String], dir: &Path) -> Running {
+fn spawn(name: &str, arguments: &[String], token: Option<&str>, dir: &Path) -> Running {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut command = orchd(&arguments);
     command
         .env("HOME", dir)
         .env("RUST_BACKTRACE", "1")
+        .envs(token.map(|token| ("ORCHD_API_TOKEN", token)))
         .current_dir(dir);
     Running::spawn(name, &mut command, &dir.join("orchd.log"))
 }
