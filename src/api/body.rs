@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::listen::{self, CollectError};
-use crate::types::ErrorCode;
+use crate::types::{ErrorCode, Object};
 
 use super::ApiError;
 
@@ -50,16 +50,18 @@ fn is_json(kind: &str) -> bool {
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// The body as JSON.
+/// The body as a JSON object.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(bytes).map_err(|e| {
-        let what = if e.is_data() {
-            "the body does not fit"
-        } else {
-            "the body is not valid JSON"
-        };
-        ApiError::new(ErrorCode::InvalidRequest, format!("{what}: {e}"))
-    })
+    serde_json::from_slice(bytes)
+        .map(|Object(value)| value)
+        .map_err(|e| {
+            let what = if e.is_data() {
+                "the body does not fit"
+            } else {
+                "the body is not valid JSON"
+            };
+            ApiError::new(ErrorCode::InvalidRequest, format!("{what}: {e}"))
+        })
 }
 
 #[cfg(test)]

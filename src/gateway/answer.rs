@@ -37,10 +37,43 @@ enum Kind {
 /// How an endpoint's streams carry an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dialect {
-    /// `data: {"error":{…}}`.
+    /// Chat and completions: `data: {"error":{…}}`.
     OpenAi,
-    /// `event: error`, then the error as data.
-    Named,
+    /// `/v1/responses`: `event: error` with the error's own fields.
+    Responses,
+    /// `/v1/messages`: `event: error` with an error object.
+    Messages,
+}
+
+impl Dialect {
+    fn of(path: &str) -> Self {
+        match path {
+            _ if path.starts_with("/v1/responses") => Self::Responses,
+            _ if path.starts_with("/v1/messages") => Self::Messages,
+            _ => Self::OpenAi,
+        }
+    }
+
+    fn event(self, message: &str, code: &str) -> String {
+        match self {
+            Self::OpenAi => format!(
+                "data: {}",
+                GatewayError::body(message, "server_error", code, None)
+            ),
+            Self::Responses => {
+                let event =
+                    json!({"type": "error", "code": code, "message": message, "param": null});
+                format!("event: error\ndata: {event}")
+            }
+            Self::Messages => {
+                let error = json!({"type": "api_error", "message": message, "code": code});
+                format!(
+                    "event: error\ndata: {}",
+                    json!({"type": "error", "error": error})
+                )
+            }
+        }
+    }
 }
 
 impl GatewayBody {
@@ -49,12 +82,7 @@ impl GatewayBody {
     }
 
     pub(super) fn relayed(body: RelayBody<Carried>, is_stream: bool, path: &str) -> Self {
-        let named = path.starts_with("/v1/messages") || path.starts_with("/v1/responses");
-        let dialect = is_stream.then_some(if named {
-            Dialect::Named
-        } else {
-            Dialect::OpenAi
-        });
+        let dialect = is_stream.then(|| Dialect::of(path));
         Self(Kind::Relayed {
             body,
             dialect,
@@ -67,18 +95,9 @@ impl GatewayBody {
 /// The last event of a stream whose engine was lost.
 fn in_band(dialect: Dialect, at_boundary: bool) -> Bytes {
     let message = "the engine was lost while it answered; what came before is incomplete";
-    let error = GatewayError::body(message, "server_error", "worker_reset", None);
     // An event that was cut off cannot be taken back; an empty line at least ends it.
     let gap = if at_boundary { "" } else { "\n\n" };
-    let event = match dialect {
-        Dialect::OpenAi => format!("{gap}data: {error}\n\n"),
-        Dialect::Named => {
-            let mut value: Value = serde_json::from_str(&error).expect("we have just written it");
-            value["type"] = "error".into();
-            format!("{gap}event: error\ndata: {value}\n\n")
-        }
-    };
-    event.into()
+    format!("{gap}{}\n\n", dialect.event(message, "worker_reset")).into()
 }
 
 impl Body for GatewayBody {

@@ -10,7 +10,7 @@ use crate::auth::Denied;
 use crate::listen::CollectError;
 use crate::types::Millis;
 
-use super::GatewayBody;
+use super::{ATTEMPTS, GatewayBody};
 
 const BACKOFF_MS: HeaderName = HeaderName::from_static("x-backoff-ms");
 /// When to come back after a refusal whose end cannot be foreseen.
@@ -65,6 +65,8 @@ pub enum GatewayError {
     Upstream {
         /// What went wrong.
         detail: String,
+        /// How often it was tried.
+        attempts: u32,
     },
     /// A defect of ours.
     #[error("the gateway failed while it handled this request; its log says more")]
@@ -160,6 +162,9 @@ impl GatewayError {
         if let Some(ms) = self.retry_after_ms() {
             headers.insert(header::RETRY_AFTER, ms.div_ceil(1_000).into());
             headers.insert(BACKOFF_MS, ms.into());
+        }
+        if let Self::Upstream { attempts, .. } = self {
+            headers.insert(ATTEMPTS, (*attempts).into());
         }
         if let Self::Method { allowed } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));

@@ -243,10 +243,12 @@ impl Exchange<'_> {
         let mut queue_ms = 0;
         let mut asked = self.arrived;
         let mut attempt = 1;
+        // The last attempt met a kept connection that was just being closed: nothing to wait for.
+        let mut raced = false;
         loop {
             let mut permit = self.gateway.admission.acquire(ask).await?;
             queue_ms += self.gateway.clock.now().since(asked);
-            if ask.avoid == Some(permit.pool()) {
+            if ask.avoid == Some(permit.pool()) && !raced {
                 tokio::time::sleep(SAME_POOL_PAUSES[(attempt as usize - 2).min(1)]).await;
             }
             ask.turn = Some(permit.turn());
@@ -278,8 +280,10 @@ impl Exchange<'_> {
                     Judged::Fault { why, .. } => why.to_string(),
                 },
                 Err((error, mut carried)) => {
-                    if let Some(failure) = failure(&error) {
-                        carried.0.failed(failure);
+                    raced = matches!(error, SendError::Reset { kept: true, .. });
+                    match failure(&error) {
+                        Some(failure) => carried.0.failed(failure),
+                        None => carried.0.done(),
                     }
                     error.to_string()
                 }
@@ -290,7 +294,10 @@ impl Exchange<'_> {
                 pool_id, attempt, fault, "a pool could not serve a request"
             );
             if last {
-                return Err(GatewayError::Upstream { detail: fault });
+                return Err(GatewayError::Upstream {
+                    detail: fault,
+                    attempts: attempt,
+                });
             }
             attempt += 1;
             asked = self.gateway.clock.now();
@@ -405,7 +412,7 @@ fn failure(error: &SendError) -> Option<Failure> {
             ];
             theirs.contains(&source.kind()).then_some(Failure::Refused)
         }
-        SendError::Reset { .. } => Some(Failure::Broken),
-        SendError::Request(_) => None,
+        SendError::Reset { kept: false, .. } => Some(Failure::Broken),
+        SendError::Reset { kept: true, .. } | SendError::Request(_) => None,
     }
 }

@@ -17,8 +17,14 @@ struct Body<'a> {
     model: Option<&'a RawValue>,
     #[serde(borrow, default)]
     n: Option<&'a RawValue>,
+    /// llama.cpp's own name for `n`.
+    #[serde(borrow, default)]
+    n_cmpl: Option<&'a RawValue>,
     #[serde(borrow, default)]
     prompt: Option<&'a RawValue>,
+    /// The prompts of embeddings.
+    #[serde(borrow, default)]
+    input: Option<&'a RawValue>,
 }
 
 /// What a request wants.
@@ -41,7 +47,11 @@ impl Peek {
                 detail: "it must be a JSON object".to_owned(),
             });
         }
-        let read: Body<'_> = serde_json::from_slice(body).map_err(|e| GatewayError::NotJson {
+        // What is skipped is not looked at, and an engine would be the first to see that it is no text.
+        let text = std::str::from_utf8(body).map_err(|e| GatewayError::NotJson {
+            detail: format!("it is not UTF-8: {e}"),
+        })?;
+        let read: Body<'_> = serde_json::from_str(text).map_err(|e| GatewayError::NotJson {
             detail: e.to_string(),
         })?;
         let model = read
@@ -49,12 +59,11 @@ impl Peek {
             .map(|raw| model(raw.get()))
             .transpose()?
             .flatten();
-        let n = read
-            .n
-            .and_then(|raw| raw.get().parse::<u32>().ok())
-            .unwrap_or(1)
-            .max(1);
-        let prompts = read.prompt.map_or(1, |raw| prompts(raw.get()));
+        let n = read.n.or(read.n_cmpl).map_or(1, |raw| answers(raw.get()));
+        let prompts = read
+            .prompt
+            .or(read.input)
+            .map_or(1, |raw| prompts(raw.get()));
         Ok(Self {
             model,
             weight: n.saturating_mul(prompts),
@@ -78,14 +87,24 @@ fn model(raw: &str) -> Result<Option<String>, GatewayError> {
     Ok(Some(name.into_owned()))
 }
 
-/// How many prompts a `prompt` holds: a string and a list of token ids are one, a list of either is as many.
+/// How many answers an `n` asks for; whether it may is the engine's to say.
+fn answers(raw: &str) -> u32 {
+    let n: f64 = raw.parse().unwrap_or(1.0);
+    if n >= 1.0 {
+        n.min(f64::from(u16::MAX)).trunc() as u32
+    } else {
+        1
+    }
+}
+
+/// How many prompts a `prompt` holds: a string, an object and a list of token ids are one, a list of any is as many.
 fn prompts(raw: &str) -> u32 {
     let Ok(list) = serde_json::from_str::<Vec<&RawValue>>(raw) else {
         return 1;
     };
     let many = list
         .first()
-        .is_some_and(|first| first.get().starts_with(['"', '[']));
+        .is_some_and(|first| first.get().starts_with(['"', '[', '{']));
     if many {
         u32::try_from(list.len()).unwrap_or(u32::MAX)
     } else {
@@ -117,6 +136,13 @@ mod tests {
         );
         assert_eq!(read(r#"{"prompt":["a","b"],"n":2}"#), (None, 4));
         assert_eq!(read(r#"{"prompt":[[1,2],[3]]}"#), (None, 2));
+        assert_eq!(
+            read(r#"{"prompt":[{"prompt_string":"a"},{"prompt_string":"b"}]}"#),
+            (None, 2)
+        );
+        assert_eq!(read(r#"{"input":["a","b"],"n":2.0}"#), (None, 4));
+        assert_eq!(read(r#"{"n_cmpl":3e0}"#), (None, 3));
+        assert_eq!(read(r#"{"n":-1}"#), (None, 1));
         assert_eq!(
             read(r#"{"n":"many","model":"m\u00e9"}"#),
             (Some("mé".into()), 1),

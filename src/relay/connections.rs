@@ -88,6 +88,11 @@ pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
     })
 }
 
+/// Closes what is kept of an upstream.
+pub(super) fn forget(origin: &Origin) {
+    IDLE.with_borrow_mut(|idle| drop(idle.remove(&origin.authority)));
+}
+
 /// Closes what was idle for too long, at every upstream: where nobody asks any more, nobody else would.
 fn sweep() {
     let now = Instant::now();

@@ -53,6 +53,9 @@ pub enum SendError {
     Reset {
         /// Where.
         authority: String,
+        /// It had been kept from an earlier request: an upstream may close it at the very moment at which it is used
+        /// again.
+        kept: bool,
         /// Why.
         source: hyper::Error,
     },
@@ -103,6 +106,7 @@ pub async fn send<L: Load>(
                 Err(source) => {
                     let error = SendError::Reset {
                         authority: origin.authority.clone(),
+                        kept: false,
                         source,
                     };
                     Err((error, body.into_load()))
@@ -119,13 +123,25 @@ async fn exchange(
     outgoing: &Outgoing,
 ) -> Result<(Response<hyper::body::Incoming>, Lease), SendError> {
     while let Some(mut lease) = connections::reuse(origin, peer) {
-        // An upstream may close an idle connection at the very moment at which it is used again: that is no failure.
-        if let Ok(response) = lease
+        match lease
             .sender()
-            .send_request(request(origin, outgoing)?)
+            .try_send_request(request(origin, outgoing)?)
             .await
         {
-            return Ok((response, lease));
+            Ok(response) => return Ok((response, lease)),
+            Err(mut error) => {
+                // Closed before anything was written: that is nobody's failure.
+                if error.take_message().is_some() {
+                    continue;
+                }
+                // The others are as old as this one was.
+                connections::forget(origin);
+                return Err(SendError::Reset {
+                    authority: origin.authority.clone(),
+                    kept: true,
+                    source: error.into_error(),
+                });
+            }
         }
     }
     let dialled = tokio::time::timeout(CONNECT_TIMEOUT, connections::dial(origin, peer)).await;
@@ -145,6 +161,7 @@ async fn exchange(
         Ok(response) => Ok((response, lease)),
         Err(source) => Err(SendError::Reset {
             authority: origin.authority.clone(),
+            kept: false,
             source,
         }),
     }

@@ -30,8 +30,8 @@ pub enum UrlError {
     /// Not a URL at all.
     #[error("{0:?} is not a URL ({1}); write it like http://10.0.0.7:9200")]
     Syntax(String, String),
-    /// Another scheme.
-    #[error("{0:?} must begin with http:// or https://")]
+    /// Another scheme, no host, or characters that addresses do not have.
+    #[error("{0:?} is not an address; write it like http://10.0.0.7:9200")]
     Scheme(String),
     /// `user:password@`.
     #[error("the URL must not carry credentials")]
@@ -47,11 +47,17 @@ impl HttpUrl {
     /// # Errors
     /// The first rule it breaks.
     pub fn new(text: &str) -> Result<Self, UrlError> {
-        let url =
-            url::Url::parse(text).map_err(|e| UrlError::Syntax(text.to_owned(), e.to_string()))?;
-        if !matches!(url.scheme(), "http" | "https") {
+        // A browser reads much as a URL that is none (spaces, line breaks, `http:host`); an address is written out.
+        let lower = text.to_ascii_lowercase();
+        let rest = lower
+            .strip_prefix("http://")
+            .or_else(|| lower.strip_prefix("https://"));
+        let odd = |c: char| c.is_control() || c.is_whitespace() || c == '\\';
+        if rest.is_none_or(|rest| rest.starts_with('/')) || text.contains(odd) {
             return Err(UrlError::Scheme(text.to_owned()));
         }
+        let url =
+            url::Url::parse(text).map_err(|e| UrlError::Syntax(text.to_owned(), e.to_string()))?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err(UrlError::Credentials);
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::object;
 use super::{HttpUrl, Millis, NodeId, NodeStatus, NodeView, PoolId, PoolState, PoolStatus};
 
 /// `POST /v2/nodes/register`.
@@ -21,7 +22,7 @@ pub struct RegisterRequest {
     #[serde(default)]
     pub pools: Vec<String>,
     /// What the machine has.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::one")]
     pub capabilities: Capabilities,
     /// The agent's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,7 +34,11 @@ pub struct RegisterRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
     /// Engines of an agentless node.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "object::list"
+    )]
     pub engines: Vec<EngineRef>,
 }
 
@@ -59,7 +64,7 @@ pub struct EngineRef {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct Capabilities {
     /// Its GPUs.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::list")]
     pub gpus: Vec<Gpu>,
     /// Logical processors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,6 +121,7 @@ pub struct HeartbeatRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
     /// Replaces the node's pool status.
+    #[serde(deserialize_with = "object::list")]
     pub pools: Vec<PoolStatus>,
     /// The agent process that speaks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,10 +130,18 @@ pub struct HeartbeatRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
     /// How the machine is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::maybe"
+    )]
     pub health: Option<Health>,
     /// Says that the agent knows of a drain, and how much still runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::maybe"
+    )]
     pub drain_ack: Option<DrainAck>,
 }
 
@@ -137,7 +151,7 @@ pub struct Health {
     /// In one word.
     pub status: HealthStatus,
     /// Why.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::list")]
     pub reasons: Vec<HealthReason>,
 }
 
