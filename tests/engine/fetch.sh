@@ -124,7 +124,8 @@ if ! fetched || ! made; then
 
     # With the lock held there is no other run: what lies here was left by one that was killed.
     rm -rf .work-*
-    work=$(mktemp -d "$engine_dir/.work-XXXXXX") # beside its destination, so that moving there is renaming
+    work=$engine_dir/.work-$$ # beside its destination, so that moving there is renaming
+    mkdir "$work"
     trap 'rm -rf "$work"' EXIT
 
     # Another run may have done either while this one waited.
