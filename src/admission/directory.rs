@@ -254,7 +254,7 @@ impl Directory {
                     state: PoolState::Unknown,
                 });
                 if entry.accepting {
-                    view.slots += entry.slots_total;
+                    view.slots = view.slots.saturating_add(entry.slots_total);
                 }
                 if let Some(n_ctx) = entry.n_ctx {
                     let (least, most) = view.n_ctx.unwrap_or((n_ctx, n_ctx));

@@ -58,6 +58,11 @@ impl Pool {
         self.quarantine.iter().map(|q| q.weight).sum()
     }
 
+    /// Slots of requests that run, and of those that may still be there.
+    fn own(&self) -> u32 {
+        self.ours.saturating_add(self.quarantined())
+    }
+
     fn external(&self, now: Mono) -> u32 {
         if now < self.sample_until {
             self.external
@@ -67,7 +72,10 @@ impl Pool {
     }
 
     fn busy(&self, now: Mono) -> u32 {
-        (self.external(now) + self.ours + self.quarantined()).min(self.slots_total)
+        // What a heartbeat says is bounded by its type alone.
+        self.external(now)
+            .saturating_add(self.own())
+            .min(self.slots_total)
     }
 
     pub fn is_ejected(&self, now: Mono) -> bool {
@@ -97,7 +105,7 @@ impl Pool {
         self.requests += 1;
         self.picked = pick;
         self.probing = self.strikes > 0;
-        self.peak = self.peak.max(self.ours + self.quarantined());
+        self.peak = self.peak.max(self.own());
     }
 
     /// The engine has begun to answer a request.
@@ -139,7 +147,7 @@ impl Pool {
             });
         }
         self.answering_floor = self.answering;
-        let now_ours = self.ours + self.quarantined();
+        let now_ours = self.own();
         let ours = sample.ours.unwrap_or(self.peak.max(now_ours));
         self.peak = now_ours;
         self.slots_total = sample.slots_total.max(1);

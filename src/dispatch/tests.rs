@@ -436,6 +436,21 @@ fn a_second_try_keeps_its_deadline_and_is_not_turned_away_by_a_full_queue() {
 }
 
 #[test]
+fn numbers_as_large_as_they_can_be_are_no_trouble() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], u32::MAX));
+    let all = b.dispatch.arrive(at(0));
+    assert!(matches!(
+        b.dispatch.offer(at(0), all, b.model, u32::MAX, None),
+        Offer::Granted(_)
+    ));
+    b.dispatch
+        .observe(at(0), pool, sample(u32::MAX, u32::MAX, Some(0)));
+    assert_eq!(b.dispatch.counts(at(0), pool).slots_free, 0);
+    assert_eq!(b.ask(at(0)).1, Offer::Queued);
+}
+
+#[test]
 fn a_closed_queue_grants_nobody_anything() {
     let mut b = Bench::new();
     b.dispatch.add_pool(at(0), ready(&[b.model], 1));

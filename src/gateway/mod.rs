@@ -149,8 +149,8 @@ impl Gateway {
     }
 
     fn model(&self, path: &str) -> Result<Response<GatewayBody>, GatewayError> {
-        let wanted = percent_encoding::percent_decode_str(path.trim_start_matches("/v1/models/"))
-            .decode_utf8_lossy();
+        let id = path.strip_prefix("/v1/models/").unwrap_or_default();
+        let wanted = percent_encoding::percent_decode_str(id).decode_utf8_lossy();
         let models = self.admission.models();
         match models
             .iter()
