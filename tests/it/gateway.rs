@@ -23,6 +23,27 @@ const ANSWER: &str = r#"{"object":"list","data":[1,2.50,"\u00e9"]}"#;
 /// What a busy one answers.
 const BUSY: &str = r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#;
 
+/// orchd in front of these engines, each `NAME=URL`, once it has read all of them. On a machine with much else to do
+/// that may be later than it says that it is ready, which it does after two seconds in any case.
+fn serve(engines: &[String], options: &[&str]) -> Orchd {
+    let orchd = Orchd::serve_home(engines, options);
+    wait_read(&orchd, engines.len());
+    orchd
+}
+
+/// Waits until so many engines are read and ready.
+fn wait_read(orchd: &Orchd, engines: usize) {
+    eventually(SOON, "every engine is read", || {
+        let pools = http::get_json(orchd.address, "/v2/pools");
+        let all = pools["pools"].as_array().expect("a list");
+        if all.iter().filter(|pool| pool["ready"] == true).count() == engines {
+            Ok(())
+        } else {
+            Err(pools.to_string())
+        }
+    });
+}
+
 /// An engine with so many slots, and orchd in front of it.
 fn machine(slots: usize) -> (ScriptedEngine, Orchd) {
     machine_with(slots, &[])
@@ -30,7 +51,7 @@ fn machine(slots: usize) -> (ScriptedEngine, Orchd) {
 
 fn machine_with(slots: usize, options: &[&str]) -> (ScriptedEngine, Orchd) {
     let engine = ScriptedEngine::start(MODEL, slots);
-    let orchd = Orchd::serve_home(&[engine.named("a")], options);
+    let orchd = serve(&[engine.named("a")], options);
     (engine, orchd)
 }
 
@@ -38,7 +59,7 @@ fn machine_with(slots: usize, options: &[&str]) -> (ScriptedEngine, Orchd) {
 fn pair(slots: usize) -> (ScriptedEngine, ScriptedEngine, Orchd) {
     let a = ScriptedEngine::start(MODEL, slots);
     let b = ScriptedEngine::start(MODEL, slots);
-    let orchd = Orchd::serve_home(&[a.named("a"), b.named("b")], &[]);
+    let orchd = serve(&[a.named("a"), b.named("b")], &[]);
     (a, b, orchd)
 }
 
@@ -458,7 +479,7 @@ fn a_request_without_a_model_goes_to_the_only_one() {
 fn with_two_models_a_request_must_name_one_and_is_told_which_there_are() {
     let small = ScriptedEngine::start("small", 1);
     let big = ScriptedEngine::start("org/big:Q4", 2);
-    let orchd = Orchd::serve_home(&[small.named("s"), big.named("b")], &[]);
+    let orchd = serve(&[small.named("s"), big.named("b")], &[]);
     let listed = http::get_json(orchd.address, "/v1/models");
     let ids: Vec<&str> = listed["data"]
         .as_array()
@@ -511,7 +532,7 @@ fn model_names_of_any_letters_are_found_however_they_are_written() {
     let mut name = "org/mödel:模型 \"q\" \\ 😀".to_owned();
     name += &"x".repeat(512 - name.len());
     let engine = ScriptedEngine::start(&name, 1);
-    let orchd = Orchd::serve_home(&[engine.url()], &[]);
+    let orchd = serve(&[engine.url()], &[]);
     engine.always(ok());
     let plain = json!({"model": name}).to_string();
     let escaped: String = plain
@@ -1234,6 +1255,12 @@ fn with_a_token_everything_needs_it_and_no_engine_sees_it() {
     ] {
         assert_eq!(with(method, path, &[]).status, 401, "{path}");
     }
+    eventually(SOON, "the engine is read", || {
+        match with("GET", "/v1/models/m", &[("x-api-key", TOKEN)]).status {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    });
     for right in [
         ("authorization", &*bearer),
         ("Authorization", &format!("bearer {TOKEN}")),
