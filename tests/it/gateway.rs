@@ -626,6 +626,10 @@ fn another_method_is_told_which_one_a_path_takes() {
         assert_eq!(response.header("allow"), Some(allowed), "{method} {path}");
         refusal(response, 405, "method_not_allowed");
     }
+    // Whoever may GET may ask for the head alone.
+    for path in ["/v1/models", "/v1/models/m"] {
+        assert_eq!(send(&orchd, &written("HEAD", path, &[], b"")).status, 200);
+    }
     assert_eq!(engine.asked().len(), 0);
 }
 
