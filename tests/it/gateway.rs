@@ -848,7 +848,12 @@ fn connections_that_an_engine_closes_after_its_answer_lose_nothing() {
     let mut client = begin(&orchd, b"");
     for number in 1..=50 {
         let response = client.ask(&embed("x")).expect("an answer");
-        assert_eq!(attempts(&response), Some("1"), "request {number}");
+        // Two when it was written at the very moment at which the engine closed the connection.
+        let tries = attempts(&response);
+        assert!(
+            matches!(tries, Some("1" | "2")),
+            "request {number}: {tries:?}"
+        );
         assert_eq!(body_of(response), ANSWER);
     }
     assert_eq!(engine.asked().len(), 50, "each once");
