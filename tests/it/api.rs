@@ -1381,7 +1381,7 @@ fn pools_and_the_catalog_show_what_the_last_heartbeat_said() {
     assert_eq!(version["profile"], "cloud");
 }
 
-// What orchd does not do yet.
+// What only looks right.
 
 #[test]
 fn a_list_is_not_taken_for_an_object() {

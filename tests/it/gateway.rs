@@ -1294,7 +1294,7 @@ fn with_a_token_everything_needs_it_and_no_engine_sees_it() {
     }
 }
 
-// What orchd does not do yet.
+// What is easily got wrong.
 
 /// How many of six requests reach pool `a`, after it has answered a few so, while `b` answers well.
 fn still_asked_after(bad: &Script) -> usize {
