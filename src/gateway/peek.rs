@@ -54,6 +54,11 @@ impl Peek {
         let read: Body<'_> = serde_json::from_str(text).map_err(|e| GatewayError::NotJson {
             detail: e.to_string(),
         })?;
+        if has_lone_surrogate(text) {
+            let detail = "it has half of a surrogate pair (such as \\ud800), which is no character"
+                .to_owned();
+            return Err(GatewayError::NotJson { detail });
+        }
         let model = read
             .model
             .map(|raw| model(raw.get()))
@@ -69,6 +74,32 @@ impl Peek {
             weight: n.saturating_mul(prompts),
         })
     }
+}
+
+/// Whether an escape in valid JSON stands for half a character. llama-server answers such a body with a 500 (measured),
+/// which would look like a broken engine.
+fn has_lone_surrogate(json: &str) -> bool {
+    let mut rest = json.as_bytes();
+    // Whether the escape just before this one began a pair.
+    let mut half = false;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        let unit = match &rest[at + 1..] {
+            [b'u', digits @ ..] if digits.len() >= 4 => std::str::from_utf8(&digits[..4])
+                .ok()
+                .and_then(|hex| u16::from_str_radix(hex, 16).ok()),
+            _ => None,
+        };
+        let is_low = unit.is_some_and(|unit| (0xDC00..0xE000).contains(&unit));
+        let completes = half && at == 0 && is_low;
+        if (half || is_low) && !completes {
+            return true;
+        }
+        half = unit.is_some_and(|unit| (0xD800..0xDC00).contains(&unit));
+        // A backslash and what it escapes; and, where that is a `u`, its four digits.
+        let past = at + if unit.is_some() { 6 } else { 2 };
+        rest = rest.get(past..).unwrap_or_default();
+    }
+    half
 }
 
 fn model(raw: &str) -> Result<Option<String>, GatewayError> {
@@ -148,6 +179,31 @@ mod tests {
             (Some("mé".into()), 1),
             "the engine judges the rest"
         );
+    }
+
+    #[test]
+    fn half_a_character_is_none() {
+        for good in [
+            r#"{"a":"\ud83d\ude00"}"#,
+            r#"{"a":"\\ud800"}"#,
+            r#"{"a":"\u00e9\n"}"#,
+            r#"{"a":"\uD83D\uDE00x\ud83d\ude00"}"#,
+        ] {
+            assert!(Peek::read(good.as_bytes()).is_ok(), "{good}");
+        }
+        for bad in [
+            r#"{"a":"\ud800"}"#,
+            r#"{"a":"\ude00"}"#,
+            r#"{"a":"\ud83dx\ude00"}"#,
+            r#"{"a":"\ud83d\n"}"#,
+            r#"{"a":"\ud83d\ud83d"}"#,
+        ] {
+            let refused = Peek::read(bad.as_bytes());
+            assert!(
+                matches!(refused, Err(GatewayError::NotJson { .. })),
+                "{bad}"
+            );
+        }
     }
 
     #[test]
