@@ -337,6 +337,9 @@ fn writes(change: &Change) -> Vec<Write> {
 }
 
 fn log(intent: &Intent, view: &crate::types::NodeView) {
+    if *intent.node_id() == NodeId::local() {
+        return;
+    }
     let node_id = intent.node_id().as_str();
     match intent {
         Intent::Register(_) => info!(node_id, machine_id = view.machine_id, "node registered"),

@@ -404,12 +404,11 @@ impl Control {
 }
 
 fn log_move(node_id: &NodeId, from: NodeStatus, to: NodeStatus) {
-    info!(
-        node_id = node_id.as_str(),
-        from = from.as_str(),
-        to = to.as_str(),
-        "node changed"
-    );
+    // The implicit node of HOME is nobody's news; its engines have lines of their own.
+    if *node_id != NodeId::local() {
+        let (node_id, from, to) = (node_id.as_str(), from.as_str(), to.as_str());
+        info!(node_id, from, to, "node changed");
+    }
 }
 
 /// A node's pools as the gateway is to route them.

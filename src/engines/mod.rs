@@ -109,8 +109,13 @@ pub async fn watch(
         let reading = prober.round().await;
         let state = reading.status.state;
         if last.map(steady) != Some(steady(state)) {
-            let detail = reading.status.detail.as_deref().unwrap_or("-");
-            info!(pool_id = %engine.pool_id, url = %engine.url, state = state.as_str(), detail, "engine changed");
+            let detail = reading.status.detail.as_deref().unwrap_or_default();
+            let (pool_id, url) = (&engine.pool_id, &engine.url);
+            if matches!(state, PoolState::Unreachable | PoolState::Misconfigured) {
+                warn!(%pool_id, %url, state = state.as_str(), detail, "this engine cannot be used now; it is asked again every second");
+            } else {
+                info!(%pool_id, %url, state = state.as_str(), "engine changed");
+            }
             last = Some(state);
         }
         let taken = reading.sample.is_some_and(|sample| sample.busy > 0);
