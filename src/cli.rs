@@ -46,7 +46,7 @@ Examples:
   orchd serve --engine http://127.0.0.1:8081
       One machine: put a gateway in front of a llama-server
   orchd serve --cloud --listen 10.0.0.1:8080
-      A fleet: wait for agents
+      A fleet: wait for agents (off loopback it takes a token: set ORCHD_API_TOKEN)
   orchd agent --server http://10.0.0.1:8080 --engine http://127.0.0.1:8081
       On each GPU host: register it and its engine
   orchd nodes list

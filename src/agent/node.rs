@@ -258,10 +258,21 @@ impl Node {
             },
             _ => Outcome::Failed,
         };
-        if self.was_up == Some(false) && outcome == Outcome::Failed {
-            debug!(?call, %error, "the control plane still does not take this node");
-        } else {
-            warn!(?call, %error, "the control plane does not take this node now; its engines are served all the same");
+        match (&outcome, call) {
+            // The agent ends over these, and says so itself.
+            (Outcome::Superseded, _) => {}
+            (_, Call::Deregister) => {
+                warn!(%error, "the control plane did not hear that this node leaves; its silence will tell");
+            }
+            (Outcome::Unauthorized, _) => {
+                warn!(%error, "the control plane wants its token: put it into ORCHD_API_TOKEN; will try again every 30 s");
+            }
+            (Outcome::Failed, _) if self.was_up == Some(false) => {
+                debug!(?call, %error, "the control plane still does not take this node");
+            }
+            _ => {
+                warn!(?call, %error, "the control plane does not take this node now; its engines are served all the same");
+            }
         }
         outcome
     }

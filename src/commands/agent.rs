@@ -22,7 +22,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// # Errors
 /// Why it does not start, or why it ended.
 pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
-    logging::start();
+    logging::start()?;
     door::raise_descriptor_limit();
     let token = connect.token();
     let host = sysinfo::System::host_name().ok();

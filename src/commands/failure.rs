@@ -107,7 +107,9 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
     match error {
         ClientError::Unreachable { .. } | ClientError::NoneAnswered { .. } => (
             Exit::Unreachable,
-            hint("start one with `orchd serve`, or say where it is with --server or ORCHD_SERVER"),
+            hint(
+                "start one with `orchd serve --cloud`, or say where it is with --server or ORCHD_SERVER",
+            ),
         ),
         ClientError::NotOrchd { .. } => (
             Exit::Unreachable,

@@ -21,7 +21,7 @@ const HOME_SAMPLE_TTL_MS: u64 = 10_000;
 /// # Errors
 /// Why it does not start.
 pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
-    logging::start();
+    logging::start()?;
     door::raise_descriptor_limit();
     let guard = door::guard(connect.token(), args.listen)?;
     let settings = settings(args, guard)?;

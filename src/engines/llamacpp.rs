@@ -24,8 +24,6 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 const SILENT_ROUNDS: u32 = 3;
 /// Idle connections are closed by the engine after 5 s (measured).
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
-/// How often an engine that goes on working is asked again what it serves.
-const DESCRIBE_EVERY_MS: u64 = 30_000;
 
 /// What of `/props` is read.
 #[derive(Debug, Deserialize)]
@@ -79,8 +77,6 @@ pub(super) struct Prober {
     http: reqwest::Client,
     silent: u32,
     description: Description,
-    /// `None` when it has to be asked in the next round.
-    described: Option<Mono>,
     last: PoolState,
 }
 
@@ -119,7 +115,6 @@ impl Prober {
             http,
             silent: 0,
             description: Description::default(),
-            described: None,
             last: PoolState::Unknown,
         })
     }
@@ -131,10 +126,6 @@ impl Prober {
             in_flight.begin();
         }
         let (state, detail, busy) = self.look().await;
-        if matches!(state, PoolState::Unreachable | PoolState::Loading) {
-            // Whatever comes up there next may be another engine.
-            self.described = None;
-        }
         self.last = state;
         self.reading(state, detail, busy, begun)
     }
@@ -147,13 +138,16 @@ impl Prober {
                 return (PoolState::Loading, None, None);
             }
             Err(Failure::Refused(why)) => return (PoolState::Unreachable, Some(why), None),
-            Err(Failure::Late | Failure::Broken(_)) => {
+            Err(failure @ (Failure::Late | Failure::Broken(_))) => {
                 self.silent += 1;
                 let usable = matches!(self.last, PoolState::Ready | PoolState::Busy);
                 if self.silent < SILENT_ROUNDS && usable {
                     return (PoolState::Busy, Some("it answers late".to_owned()), None);
                 }
-                let why = "it accepts connections and does not answer".to_owned();
+                let why = match failure {
+                    Failure::Broken(why) => why,
+                    _ => "it does not answer".to_owned(),
+                };
                 return (PoolState::Unreachable, Some(why), None);
             }
             Err(Failure::Status(status)) => {
@@ -168,7 +162,9 @@ impl Prober {
             // Not told: asking a sleeper for its slots would wake it.
             None => self.last == PoolState::Sleeping,
         };
-        self.describe(props.as_ref()).await;
+        if let Err(why) = self.describe(props.as_ref(), asleep).await {
+            return (PoolState::Misconfigured, Some(why), None);
+        }
         if asleep {
             return (PoolState::Sleeping, None, Some(0));
         }
@@ -206,27 +202,33 @@ impl Prober {
         self.get("/health").await.map(drop)
     }
 
-    /// Asks what it serves, when that may have changed.
-    async fn describe(&mut self, props: Option<&Props>) {
+    /// Asks what it serves: after a quick restart that may be something else. A sleeper that has told is left asleep.
+    async fn describe(&mut self, props: Option<&Props>, asleep: bool) -> Result<(), String> {
         if let Some(props) = props {
             self.description.version.clone_from(&props.build_info);
             self.description.slots_total = props.total_slots.or(self.description.slots_total);
-            self.description.n_ctx = props
-                .default_generation_settings
-                .n_ctx
-                .or(self.description.n_ctx);
+            self.description.n_ctx =
+                (props.default_generation_settings.n_ctx).or(self.description.n_ctx);
         }
-        let now = self.clock.now();
-        if self
-            .described
-            .is_some_and(|at| now.since(at) < DESCRIBE_EVERY_MS)
-        {
-            return;
+        if asleep && !self.description.models.is_empty() {
+            return Ok(());
         }
-        if let Ok(models) = self.ask::<Models>("/v1/models").await {
-            self.description.models = listed(&models);
-            self.described = Some(now);
+        match self.ask::<Models>("/v1/models").await {
+            Ok(models) => self.description.models = listed(&models),
+            Err(Failure::Status(StatusCode::SERVICE_UNAVAILABLE)) => {}
+            Err(Failure::Status(status)) => {
+                return Err(format!(
+                    "/v1/models answers {status}: give the address of a llama-server, without /v1"
+                ));
+            }
+            Err(Failure::Strange(why)) => return Err(why),
+            // `/slots` is asked next, and meets the same trouble.
+            Err(Failure::Refused(_) | Failure::Broken(_) | Failure::Late) => {}
         }
+        if self.description.models.is_empty() {
+            return Err("/v1/models names no model; is this a llama-server?".to_owned());
+        }
+        Ok(())
     }
 
     async fn get(&self, path: &str) -> Result<reqwest::Response, Failure> {

@@ -103,20 +103,22 @@ pub async fn watch(
             return;
         }
     };
-    let mut last: Option<PoolState> = None;
+    let mut last: Option<(PoolState, Vec<String>)> = None;
     let mut hurried: Option<Duration> = None;
     loop {
         let reading = prober.round().await;
         let state = reading.status.state;
-        if last.map(steady) != Some(steady(state)) {
+        let now = (steady(state), reading.status.models_available.clone());
+        if last.as_ref() != Some(&now) {
             let detail = reading.status.detail.as_deref().unwrap_or_default();
             let (pool_id, url) = (&engine.pool_id, &engine.url);
             if matches!(state, PoolState::Unreachable | PoolState::Misconfigured) {
                 warn!(%pool_id, %url, state = state.as_str(), detail, "this engine cannot be used now; it is asked again every second");
             } else {
-                info!(%pool_id, %url, state = state.as_str(), "engine changed");
+                let models = reading.status.models_available.join(",");
+                info!(%pool_id, %url, state = state.as_str(), models, "engine changed");
             }
-            last = Some(state);
+            last = Some(now);
         }
         let taken = reading.sample.is_some_and(|sample| sample.busy > 0);
         let ours = in_flight

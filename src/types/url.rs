@@ -28,10 +28,10 @@ pub struct Origin {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// Not a URL at all.
-    #[error("{0:?} is not a URL ({1}); write it like http://10.0.0.7:9200")]
+    #[error("{0:?} is not a URL ({1}); write it like http://HOST:PORT")]
     Syntax(String, String),
     /// Another scheme, no host, or characters that addresses do not have.
-    #[error("{0:?} is not an address; write it like http://10.0.0.7:9200")]
+    #[error("{0:?} is not an address; write it like http://HOST:PORT")]
     Scheme(String),
     /// `user:password@`.
     #[error("the URL must not carry credentials")]

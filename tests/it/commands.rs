@@ -115,7 +115,7 @@ fn a_server_that_cannot_be_reached_exits_6_with_its_address() {
         ran.stderr,
         format!(
             "error: cannot reach the control plane at {server}: Connection refused\n\
-             hint: start one with `orchd serve`, or say where it is with --server or ORCHD_SERVER\n"
+             hint: start one with `orchd serve --cloud`, or say where it is with --server or ORCHD_SERVER\n"
         )
     );
 }
