@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::types::{Mono, Now, UnixMs};
+use crate::types::{Mono, Now, UnixMs, millis};
 
 /// A monotonic clock with an origin of its own, and the wall clock beside it.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ impl Clock {
     /// Milliseconds since the origin.
     #[must_use]
     pub fn now(&self) -> Mono {
-        Mono(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
+        Mono(millis(self.origin.elapsed()))
     }
 
     /// The wall clock, for people.
@@ -42,7 +42,7 @@ impl Clock {
         let since = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        UnixMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        UnixMs(millis(since))
     }
 
     /// One moment on both.

@@ -8,13 +8,13 @@ mod directory;
 mod permit;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Clock;
 use crate::dispatch::{
-    self, Dispatch, Grant, Offer, PoolCounts, PoolIx, Quarantine, Ticket, Turn, Verdict,
+    Dispatch, Grant, Offer, PoolCounts, PoolIx, Quarantine, Ticket, Turn, Verdict,
 };
 use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
 
@@ -66,7 +66,6 @@ struct State {
 /// Who may use which engine now. Shared by every thread that serves.
 pub struct Admission {
     clock: Clock,
-    settings: Settings,
     state: Mutex<State>,
     directory: RwLock<Directory>,
     rearm: Notify,
@@ -101,7 +100,6 @@ impl Admission {
         };
         Arc::new(Self {
             clock,
-            settings,
             state: Mutex::new(state),
             directory: RwLock::new(Directory::default()),
             rearm: Notify::new(),
@@ -109,12 +107,23 @@ impl Admission {
         })
     }
 
+    // A panic elsewhere leaves plain numbers behind, each consistent in itself: the locks are used all the same.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn directory(&self) -> RwLockReadGuard<'_, Directory> {
+        self.directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs `change` under the lock, then gives out what became free and wakes, outside the lock, whom it concerns.
     fn locked<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, Mono) -> T) -> T {
         let now = self.clock.now();
         let mut deliveries = Vec::new();
         let (result, rearm) = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state();
             let result = change(&mut state, now);
             let mut verdicts = std::mem::take(&mut state.verdicts);
             state.dispatch.pump(now, &mut verdicts);
@@ -201,11 +210,7 @@ impl Admission {
     /// Fires what ends by itself: waits, quarantines, ejections. Runs until the process ends.
     pub async fn drive(self: Arc<Self>) {
         loop {
-            let armed = self
-                .state
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .armed;
+            let armed = self.state().armed;
             match armed {
                 None => self.rearm.notified().await,
                 Some(at) => {
@@ -283,10 +288,7 @@ impl Admission {
         node_id: &NodeId,
         samples: impl Iterator<Item = (&'a PoolId, Sample)>,
     ) {
-        let directory = self
-            .directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let directory = self.directory();
         let Some(node) = directory.node(node_id) else {
             return;
         };
@@ -302,50 +304,35 @@ impl Admission {
     /// The number under which a known model is scheduled.
     #[must_use]
     pub fn model(&self, name: &str) -> Option<ModelIx> {
-        self.directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .model(name)
+        self.directory().model(name)
     }
 
     /// Every known model, sorted by name.
     #[must_use]
     pub fn models(&self) -> Vec<ModelView> {
-        self.directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .models()
+        self.directory().models()
     }
 
     /// The only known model, when there is just one.
     #[must_use]
     pub fn only_model(&self) -> Option<ModelIx> {
-        self.directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .only_model()
+        self.directory().only_model()
     }
 
     /// Names of known models, at most so many, sorted.
     #[must_use]
     pub fn model_names(&self, most: usize) -> Vec<Arc<str>> {
-        self.directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .names(most)
+        self.directory().names(most)
     }
 
     /// A node's pools and their numbers.
     #[must_use]
     pub fn counts(&self, node_id: &NodeId) -> Vec<(PoolId, PoolCounts)> {
-        let directory = self
-            .directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let directory = self.directory();
         let Some(node) = directory.node(node_id) else {
             return Vec::new();
         };
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         let now = self.clock.now();
         node.pools()
             .map(|u| (u.pool_id.clone(), state.dispatch.counts(now, u.ix)))
@@ -355,28 +342,15 @@ impl Admission {
     /// Requests that run on a node, those on pools that are gone included.
     #[must_use]
     pub fn running(&self, node_id: &NodeId) -> u32 {
-        let directory = self
-            .directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = self.directory();
+        let state = self.state();
         directory.running(&state, self.clock.now(), node_id)
     }
 
     /// Requests that wait for a model.
     #[must_use]
     pub fn waiting(&self, model: ModelIx) -> usize {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .dispatch
-            .waiting(model)
-    }
-
-    /// The periods and bounds in force.
-    #[must_use]
-    pub fn settings(&self) -> dispatch::Settings {
-        self.settings
+        self.state().dispatch.waiting(model)
     }
 }
 

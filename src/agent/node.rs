@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::engines::Reading;
 use crate::types::{
     DrainAck, ErrorCode, HeartbeatRequest, HttpUrl, PoolId, PoolStatus, RegisterRequest, UrlError,
-    VERSION,
+    VERSION, millis,
 };
 
 use super::Settings;
@@ -251,7 +251,7 @@ impl Node {
                 ErrorCode::NodeIdConflict => {
                     let after = retry_after.unwrap_or(Duration::from_secs(1));
                     Outcome::NameTaken {
-                        retry_after_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+                        retry_after_ms: millis(after),
                     }
                 }
                 _ => Outcome::Failed,

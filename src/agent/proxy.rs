@@ -4,15 +4,12 @@
 //! refuses is marked with `x-orchd-refused`, so that a gateway never takes it for the engine's word.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body::{Body, Frame, SizeHint};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -23,11 +20,6 @@ use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Handler};
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
 use crate::types::{NodeId, Origin, PoolId, REFUSED_HEADER, VERSION, VERSION_HEADER};
-
-/// Largest request body (contract §5).
-const MAX_BODY_BYTES: usize = 64 << 20;
-/// A client that sends nothing of its body for so long is not going to.
-const BODY_IDLE: Duration = Duration::from_secs(30);
 
 /// One engine behind the door.
 #[derive(Debug)]
@@ -86,6 +78,9 @@ impl Drop for Carried {
         self.end();
     }
 }
+
+/// An answer of the proxy: its own, or an engine's as it comes.
+pub(super) type ProxyBody = Either<Full<Bytes>, RelayBody<Carried>>;
 
 /// The proxy's own refusals: the word for the gateway, and the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +143,7 @@ impl Refused {
 }
 
 fn own(status: StatusCode, value: &serde_json::Value) -> Response<ProxyBody> {
-    let mut response = Response::new(ProxyBody::Own(Some(value.to_string().into())));
+    let mut response = Response::new(ProxyBody::Left(value.to_string().into()));
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -199,7 +194,7 @@ impl Proxy {
         carried: Carried,
     ) -> Result<Response<ProxyBody>, Refused> {
         let (parts, body) = request.into_parts();
-        let body = listen::collect(body, MAX_BODY_BYTES, BODY_IDLE)
+        let body = listen::collect(body, relay::MAX_BODY_BYTES, relay::BODY_IDLE)
             .await
             .map_err(|e| {
                 info!(pool_id, error = %e, "a request could not be read");
@@ -231,7 +226,7 @@ impl Proxy {
                 relay::end_to_end(response.headers_mut());
                 // Only this proxy says so.
                 response.headers_mut().remove(REFUSED_HEADER);
-                Ok(response.map(ProxyBody::Relayed))
+                Ok(response.map(ProxyBody::Right))
             }
             Err((error, _)) => {
                 let never_sent = matches!(error, SendError::Connect { .. });
@@ -259,40 +254,5 @@ impl Handler for Proxy {
             StatusCode::INTERNAL_SERVER_ERROR,
             &json!({"error": {"message": "the agent failed; its log says more"}}),
         )
-    }
-}
-
-/// An answer of the proxy: its own, or an engine's as it comes.
-pub(super) enum ProxyBody {
-    Own(Option<Bytes>),
-    Relayed(RelayBody<Carried>),
-}
-
-impl Body for ProxyBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Relayed(body) => Pin::new(body).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Own(bytes) => bytes.is_none(),
-            Self::Relayed(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Relayed(body) => body.size_hint(),
-        }
     }
 }

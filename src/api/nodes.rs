@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use crate::control::NodeFilter;
 use crate::types::{
     DrainRequest, ErrorCode, HeartbeatReply, HeartbeatRequest, NodeId, NodeStatus, NodeView,
-    RegisterReply, RegisterRequest,
+    RegisterReply, RegisterRequest, millis,
 };
 
 use super::{Api, ApiError, body};
@@ -96,8 +96,7 @@ pub(super) async fn heartbeat(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<HeartbeatReply>, ApiError> {
-    let interval_ms =
-        u64::try_from(api.control.heartbeat_interval().as_millis()).unwrap_or(u64::MAX);
+    let interval_ms = millis(api.control.heartbeat_interval());
     let result = async {
         let bytes = body::collect(&headers, body).await?;
         let request: HeartbeatRequest = body::parse(&bytes)?;

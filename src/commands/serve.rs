@@ -8,6 +8,7 @@ use crate::auth::Guard;
 use crate::cli::{ConnectArgs, ServeArgs};
 use crate::engines::Engine;
 use crate::server::{self, ServeError, Setup};
+use crate::types::millis;
 use crate::{admission, control};
 
 use super::failure::Exit;
@@ -43,8 +44,6 @@ pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
-    let millis =
-        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let heartbeat_interval_ms = millis(args.effective_heartbeat_interval());
     let control = control::Settings {
         // HOME reads its engines itself: there is nobody whose silence could mean anything.

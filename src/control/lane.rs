@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use crate::registry::{Change, Edit, Intent, Speaker};
+use crate::registry::{Change, Edit, Intent, Node, Speaker};
 use crate::store::{Observed, Store, Write};
 use crate::types::{Mono, NodeId};
 
@@ -223,27 +223,22 @@ impl Lane {
         let control = &self.control;
         let mut registry = control.registry();
         let now = control.clock.both();
-        let gone = registry.node(&node_id).cloned();
-        let was_offline = registry
-            .node(&node_id)
-            .is_some_and(|node| node.live.offline);
+        let before = registry.node(&node_id).cloned();
         registry.commit(now, change);
-        if was_offline
-            && registry
-                .node(&node_id)
-                .is_some_and(|node| !node.live.offline)
-        {
-            control.write_behind(&node_id);
-        }
         control.publish(&registry, &node_id);
         control.settle(&mut registry, &node_id);
-        let node = match (registry.node(&node_id), gone) {
-            (Some(node), _) => node.clone(),
-            // It went with this order: shown as it was, without what was asked of it.
-            (None, Some(mut gone)) => {
-                gone.drain = None;
-                gone
+        let node = match (registry.node(&node_id).cloned(), before) {
+            (Some(node), before) => {
+                if before.is_some_and(|before| before.live.offline) && !node.live.offline {
+                    control.write_behind(&node_id);
+                }
+                node
             }
+            // It went with this order: shown as it was, without what was asked of it.
+            (None, Some(before)) => Node {
+                drain: None,
+                ..before
+            },
             (None, None) => return Err(ControlError::Stopping),
         };
         let view = control.show(now, &node_id, &node);

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -23,7 +24,7 @@ pub struct GatewayBody(Kind);
     reason = "one allocation less for each request that is relayed"
 )]
 enum Kind {
-    Whole(Option<Bytes>),
+    Whole(Full<Bytes>),
     Relayed {
         body: RelayBody<Carried>,
         /// How a broken stream is told in-band; `None` when it cannot be.
@@ -78,7 +79,7 @@ impl Dialect {
 
 impl GatewayBody {
     pub(super) fn whole(bytes: Bytes) -> Self {
-        Self(Kind::Whole(Some(bytes)))
+        Self(Kind::Whole(bytes.into()))
     }
 
     pub(super) fn relayed(body: RelayBody<Carried>, is_stream: bool, path: &str) -> Self {
@@ -109,7 +110,9 @@ impl Body for GatewayBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut self.get_mut().0 {
-            Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Whole(whole) => Pin::new(whole)
+                .poll_frame(cx)
+                .map_err(|never| match never {}),
             Kind::Relayed { broken: true, .. } => Poll::Ready(None),
             Kind::Relayed {
                 body,
@@ -140,7 +143,7 @@ impl Body for GatewayBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Whole(bytes) => bytes.is_none(),
+            Kind::Whole(whole) => whole.is_end_stream(),
             Kind::Relayed { broken: true, .. } => true,
             Kind::Relayed { body, .. } => body.is_end_stream(),
         }
@@ -148,7 +151,7 @@ impl Body for GatewayBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Kind::Whole(whole) => whole.size_hint(),
             Kind::Relayed { broken: true, .. } => SizeHint::with_exact(0),
             Kind::Relayed { body, .. } => body.size_hint(),
         }

@@ -30,10 +30,6 @@ pub use error::GatewayError;
 
 use peek::Peek;
 
-/// Largest request body (contract §5).
-const MAX_BODY_BYTES: usize = 64 << 20;
-/// A client that sends nothing of its body for so long is not going to.
-const BODY_IDLE: Duration = Duration::from_secs(30);
 /// Attempts in all: one and two retries (contract §3).
 const MAX_ATTEMPTS: u32 = 3;
 /// Names of models that a refusal lists.
@@ -191,7 +187,7 @@ impl Gateway {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (parts, body) = request.into_parts();
-        let body = listen::collect(body, MAX_BODY_BYTES, BODY_IDLE).await?;
+        let body = listen::collect(body, relay::MAX_BODY_BYTES, relay::BODY_IDLE).await?;
         let peek = Peek::read(&body)?;
         let model = self.resolve(peek.model.as_deref())?;
         let mut headers = parts.headers;

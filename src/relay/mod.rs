@@ -21,6 +21,10 @@ pub use body::{Load, RelayBody};
 
 use connections::Lease;
 
+/// Largest request body that is relayed (contract §5).
+pub const MAX_BODY_BYTES: usize = 64 << 20;
+/// A client that sends nothing of such a body for so long is not going to.
+pub const BODY_IDLE: Duration = Duration::from_secs(30);
 /// How long a connection to an engine on this machine or in this rack may take. Longer means that nobody is there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -1,14 +1,11 @@
 //! One door for everybody: `/v1` to the gateway, the rest to the control face.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::response::IntoResponse;
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, Uri};
-use http_body::{Body, Frame, SizeHint};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use tower::ServiceExt;
 
@@ -31,45 +28,7 @@ impl Face {
 }
 
 /// An answer of either face.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one allocation less for each request that is relayed"
-)]
-pub(super) enum FaceBody {
-    Gateway(GatewayBody),
-    Api(axum::body::Body),
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-impl Body for FaceBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.get_mut() {
-            Self::Gateway(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Self::Api(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Gateway(body) => body.is_end_stream(),
-            Self::Api(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Gateway(body) => body.size_hint(),
-            Self::Api(body) => body.size_hint(),
-        }
-    }
-}
+pub(super) type FaceBody = Either<GatewayBody, axum::body::Body>;
 
 fn is_gateways(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
@@ -88,24 +47,24 @@ impl Handler for Face {
 
     async fn handle(&self, request: Request<Incoming>) -> Response<FaceBody> {
         let response = if is_gateways(request.uri().path()) {
-            self.gateway.handle(request).await.map(FaceBody::Gateway)
+            self.gateway.handle(request).await.map(FaceBody::Left)
         } else {
             let request = request.map(axum::body::Body::new);
             let Ok(response) = self.router.clone().oneshot(request).await;
-            response.map(FaceBody::Api)
+            response.map(FaceBody::Right)
         };
         signed(response)
     }
 
     fn panicked(&self, uri: &Uri) -> Response<FaceBody> {
         if is_gateways(uri.path()) {
-            return signed(GatewayError::Internal.response().map(FaceBody::Gateway));
+            return signed(GatewayError::Internal.response().map(FaceBody::Left));
         }
         let message = "orchd failed while it handled this request; its log says more";
         signed(
             ApiError::new(ErrorCode::Internal, message)
                 .into_response()
-                .map(FaceBody::Api),
+                .map(FaceBody::Right),
         )
     }
 }

@@ -20,7 +20,7 @@ pub use model::listed_model_id;
 pub use node::{DrainState, DrainView, NodeStatus, NodeView, PoolStatusView};
 pub use object::Object;
 pub use pool::{EngineKind, PoolDescriptor, PoolState, PoolStatus, Sample};
-pub use time::{Millis, Mono, Now, UnixMs, parse_duration};
+pub use time::{Millis, Mono, Now, UnixMs, millis, parse_duration};
 pub use url::{HttpUrl, Origin, UrlError};
 pub use wire::{
     Availability, AvailableModel, Capabilities, DrainAck, DrainOrder, DrainRequest, EngineRef,

@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 /// A length of time in whole milliseconds.
 pub type Millis = u64;
 
+/// A duration in whole milliseconds; saturates.
+#[must_use]
+pub fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A point on the monotonic clock: milliseconds since an origin of this process. The only time that decides anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Mono(pub u64);

@@ -146,13 +146,7 @@ fn refusal(response: Response, status: u16, code: &str) -> Value {
 /// Waits until so many requests wait for a slot.
 fn wait_waiting(orchd: &Orchd, wanted: u64) {
     eventually(SOON, &format!("{wanted} wait for a slot"), || {
-        let pools = http::get_json(orchd.address, "/v2/pools");
-        let waiting = &pools["pools"][0]["waiting"];
-        if *waiting == wanted {
-            Ok(())
-        } else {
-            Err(format!("{waiting} wait"))
-        }
+        orchd.waiting(wanted)
     });
 }
 

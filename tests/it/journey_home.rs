@@ -90,7 +90,7 @@ fn journey_home_a_slot_that_a_client_leaves_goes_to_who_waits_for_one() {
     }
     let fifth = std::thread::spawn(move || ring(20).streamed(address).map(|_| Instant::now()));
     eventually(Duration::from_secs(5), "the fifth waits", || {
-        waiting(address, 1)
+        orchd.waiting(1)
     });
     assert!(!fifth.is_finished(), "there was no slot for the fifth");
     assert_eq!(engine.metric("requests_deferred"), 0.0, "it waits at orchd");
@@ -115,17 +115,6 @@ fn idle(engine: &Engine) -> Duration {
         engine.idle()
     })
     .1
-}
-
-/// Whether so many requests wait for a slot.
-fn waiting(address: SocketAddr, wanted: u64) -> Result<(), String> {
-    let pools = http::get_json(address, "/v2/pools");
-    let waiting = &pools["pools"][0]["waiting"];
-    if *waiting == wanted {
-        Ok(())
-    } else {
-        Err(format!("{waiting} wait"))
-    }
 }
 
 #[test]

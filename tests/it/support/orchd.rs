@@ -116,6 +116,17 @@ impl Orchd {
         format!("http://{}", self.address)
     }
 
+    /// Whether so many requests wait for a slot of the first pool.
+    pub fn waiting(&self, wanted: u64) -> Result<(), String> {
+        let pools = super::http::get_json(self.address, "/v2/pools");
+        let waiting = &pools["pools"][0]["waiting"];
+        if *waiting == wanted {
+            Ok(())
+        } else {
+            Err(format!("{waiting} wait"))
+        }
+    }
+
     /// SIGKILL.
     pub fn kill9(&mut self) {
         self.running.kill9();
