@@ -222,8 +222,7 @@ pub fn client(servers: Vec<HttpUrl>, token: Option<&str>) -> Client {
 
 /// A port on which nobody listens.
 pub fn silent_port() -> HttpUrl {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = listener.local_addr().expect("it is bound");
+    let address = crate::support::free_address();
     HttpUrl::new(&format!("http://{address}")).expect("an address is a URL")
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::eventually;
+use crate::support::{eventually, free_address};
 
 /// How long a test waits for something to happen at an engine.
 const SOON: Duration = Duration::from_secs(10);
@@ -266,7 +266,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 impl ScriptedEngine {
     /// Starts one that serves `model` in `slots` slots.
     pub fn start(model: &str, slots: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let listener = TcpListener::bind(free_address()).expect("the port is this test's own");
         listener
             .set_nonblocking(true)
             .expect("sockets can be non-blocking");

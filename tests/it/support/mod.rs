@@ -14,6 +14,7 @@ pub mod process;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -60,9 +61,23 @@ pub fn at_once<T: Send>(count: usize, act: impl Fn(usize) -> T + Sync) -> Vec<T>
     })
 }
 
-/// An address on loopback that was free a moment ago. Somebody may take it before it is used: whoever starts a process
-/// on it tries once more then.
+/// Ports that the system gives nobody who asks for any: below the range it takes those from (32768 on, by default).
+const OWN_PORTS: std::ops::Range<u16> = 10_000..30_000;
+/// Ports that a test has to itself, as long as no test with a process id 1,250 away runs at the same time.
+const PORTS_OF_A_TEST: u32 = 16;
+
+/// An address on loopback for a process that is still to be started. Nobody who binds to any port is given it meanwhile:
+/// with a port that was merely free, one test's process was found to listen where another test looked for its own.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    listener.local_addr().expect("it is bound")
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let range = u32::from(OWN_PORTS.end - OWN_PORTS.start);
+    let first = std::process::id() % (range / PORTS_OF_A_TEST) * PORTS_OF_A_TEST;
+    (0..range)
+        .map(|_| {
+            let offset = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % range;
+            let port = OWN_PORTS.start + u16::try_from(offset).expect("the range is of ports");
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+        })
+        .find(|address| TcpListener::bind(address).is_ok())
+        .expect("one of so many ports is free")
 }
