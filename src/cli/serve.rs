@@ -1,0 +1,200 @@
+//! `orchd serve` on the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::value::{Unit, address, cloud, count, duration};
+use super::{DAY, EngineArg, EngineSpec, HOUR, UsageError, name_engines, show_duration};
+
+/// A heartbeat interval that nobody set is a third of the timeout, and at most this: the original system's interval.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// A restart grace that nobody set is the timeout, and at least this.
+const RESTART_GRACE: Duration = Duration::from_secs(30);
+
+/// `orchd serve`.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "\
+Examples:
+  orchd serve --engine http://127.0.0.1:8081
+      One machine, one engine
+  orchd serve --engine small=http://127.0.0.1:8081 --engine big=http://127.0.0.1:8082
+      One machine, two engines with names
+  orchd serve --cloud --listen 10.0.0.1:8080 --node-timeout 1m
+      A fleet whose nodes count as Offline after a minute of silence")]
+pub struct ServeArgs {
+    /// Keep a registry of nodes (the CLOUD profile) instead of serving this machine alone (HOME)
+    #[arg(
+        long,
+        env = "ORCHESTRATORD_CLOUD_PROFILE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = cloud(),
+        hide_possible_values = true
+    )]
+    pub cloud: bool,
+
+    /// Address and port to listen on
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "ORCHD_ADDR",
+        default_value = "127.0.0.1:8080",
+        value_parser = address()
+    )]
+    pub listen: SocketAddr,
+
+    /// Engine of this machine, HOME profile only; repeatable. The first one without a name is called `default`, the
+    /// others HOST-PORT
+    #[arg(long = "engine", value_name = "[NAME=]URL")]
+    pub engines: Vec<EngineArg>,
+
+    /// Silence after which a node counts as Offline (1s to 1h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHESTRATORD_NODE_TIMEOUT_MS",
+        default_value = "30s",
+        value_parser = duration(Unit::Millis, Duration::from_secs(1), HOUR),
+        help_heading = "Liveness"
+    )]
+    pub node_timeout: Duration,
+
+    /// How often to look for silent nodes (1s to 1m)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHESTRATORD_STALE_CHECK_INTERVAL_SECS",
+        default_value = "10s",
+        value_parser = duration(Unit::Seconds, Duration::from_secs(1), Duration::from_mins(1)),
+        help_heading = "Liveness"
+    )]
+    pub stale_check_interval: Duration,
+
+    /// How often agents are told to send a heartbeat (10ms to a third of the node timeout) [default: 10s, or a third of
+    /// the node timeout when that is less]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHESTRATORD_HEARTBEAT_INTERVAL_MS",
+        value_parser = duration(Unit::Millis, Duration::from_millis(10), HOUR),
+        help_heading = "Liveness"
+    )]
+    pub heartbeat_interval: Option<Duration>,
+
+    /// How long nodes known from before a restart may still be routed to before they are heard (0s to 1h) [default: 30s,
+    /// or the node timeout when that is more]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_RESTART_GRACE_MS",
+        value_parser = duration(Unit::Millis, Duration::ZERO, HOUR),
+        help_heading = "Liveness"
+    )]
+    pub restart_grace: Option<Duration>,
+
+    /// Requests that may wait for one model; more are refused (0 to 1000000)
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "ORCHD_ADMISSION_CAPACITY",
+        default_value_t = 1_024,
+        value_parser = count(0, 1_000_000),
+        help_heading = "Gateway"
+    )]
+    pub admission_capacity: u32,
+
+    /// How long a request waits for a free slot (1ms to 24h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_QUEUE_TIMEOUT_MS",
+        default_value = "300s",
+        value_parser = duration(Unit::Millis, Duration::from_millis(1), DAY),
+        help_heading = "Gateway"
+    )]
+    pub queue_timeout: Duration,
+
+    /// How long a request waits for a known model that no engine serves at the moment (0s to 24h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_NO_POOL_WAIT_MS",
+        default_value = "5s",
+        value_parser = duration(Unit::Millis, Duration::ZERO, DAY),
+        help_heading = "Gateway"
+    )]
+    pub no_pool_wait: Duration,
+
+    /// How long running requests may go on after a stop signal (0s to 24h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_SHUTDOWN_GRACE_MS",
+        default_value = "30s",
+        value_parser = duration(Unit::Millis, Duration::ZERO, DAY)
+    )]
+    pub shutdown_grace: Duration,
+
+    /// Directory for what must survive a restart [default: orchd's state directory of the user]
+    #[arg(long, value_name = "DIR", env = "ORCHD_STATE_DIR", value_hint = clap::ValueHint::DirPath)]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl ServeArgs {
+    /// Checks what no single option can know.
+    ///
+    /// # Errors
+    /// `--cloud` with `--engine`, a heartbeat interval above a third of the node timeout, engines of one name.
+    pub fn check(&self) -> Result<(), UsageError> {
+        if self.cloud && !self.engines.is_empty() {
+            return Err(UsageError::new(
+                "--engine belongs to the HOME profile: with --cloud, engines are watched by agents",
+                "run `orchd agent --engine URL` on the host of the engine, or leave out --cloud",
+            ));
+        }
+        let limit = self.node_timeout / 3;
+        if let Some(interval) = self.heartbeat_interval.filter(|interval| *interval > limit) {
+            return Err(UsageError::new(
+                format!(
+                    "the heartbeat interval {} (--heartbeat-interval, ORCHESTRATORD_HEARTBEAT_INTERVAL_MS) is above a \
+                     third of the node timeout {} (--node-timeout, ORCHESTRATORD_NODE_TIMEOUT_MS)",
+                    show_duration(interval),
+                    show_duration(self.node_timeout)
+                ),
+                format!(
+                    "one lost heartbeat must not take a node offline: set it to {} or less",
+                    show_duration(limit)
+                ),
+            ));
+        }
+        self.engine_specs().map(drop)
+    }
+
+    /// The engines, named.
+    ///
+    /// # Errors
+    /// Two of one name or address.
+    pub fn engine_specs(&self) -> Result<Vec<EngineSpec>, UsageError> {
+        name_engines(&self.engines)
+    }
+
+    /// The heartbeat interval in force.
+    #[must_use]
+    pub fn effective_heartbeat_interval(&self) -> Duration {
+        self.heartbeat_interval
+            .unwrap_or_else(|| HEARTBEAT_INTERVAL.min(self.node_timeout / 3))
+    }
+
+    /// The restart grace in force.
+    #[must_use]
+    pub fn effective_restart_grace(&self) -> Duration {
+        self.restart_grace
+            .unwrap_or_else(|| RESTART_GRACE.max(self.node_timeout))
+    }
+}
