@@ -5,6 +5,7 @@
 //! already passed its validation. Called by everybody.
 
 mod code;
+mod event;
 mod ids;
 mod model;
 mod node;
@@ -15,6 +16,7 @@ mod url;
 mod wire;
 
 pub use code::{ErrorBody, ErrorCode};
+pub use event::{Event, EventKind, RESYNC};
 pub use ids::{IdError, NodeId, PoolId, RESERVED_NODE_IDS, check_model_id};
 pub use model::listed_model_id;
 pub use node::{DrainState, DrainView, NodeStatus, NodeView, PoolStatusView};
