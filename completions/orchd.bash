@@ -619,7 +619,7 @@ _orchd() {
             return 0
             ;;
         orchd__subcmd__serve)
-            opts="-h --cloud --listen --engine --node-timeout --stale-check-interval --heartbeat-interval --restart-grace --admission-capacity --queue-timeout --no-pool-wait --shutdown-grace --state-dir --server --api-token --help"
+            opts="-h --cloud --listen --engine --node-timeout --stale-check-interval --heartbeat-interval --restart-grace --fleet-hold-min --fleet-hold-percent --fleet-hold-max --admission-capacity --queue-timeout --no-pool-wait --shutdown-grace --state-dir --server --api-token --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -650,6 +650,18 @@ _orchd() {
                     return 0
                     ;;
                 --restart-grace)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --fleet-hold-min)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --fleet-hold-percent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --fleet-hold-max)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

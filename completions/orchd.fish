@@ -104,6 +104,9 @@ complete -c orchd -n "__fish_orchd_using_subcommand serve" -l node-timeout -d 'S
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l stale-check-interval -d 'How often to look for silent nodes (1s to 1m)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l heartbeat-interval -d 'How often agents are told to send a heartbeat (10ms to a third of the node timeout) [default: 10s, or a third of the node timeout when that is less]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l restart-grace -d 'How long nodes known from before a restart may still be routed to before they are heard (0s to 1h) [default: 30s, or the node timeout when that is more]' -r
+complete -c orchd -n "__fish_orchd_using_subcommand serve" -l fleet-hold-min -d 'Silent nodes from which on mass silence is taken for a fault of this side: while it lasts, none of them goes Offline (1 to 1000000)' -r
+complete -c orchd -n "__fish_orchd_using_subcommand serve" -l fleet-hold-percent -d 'Share of the fleet that must be silent for that, in percent; 0 turns it off (0 to 100)' -r
+complete -c orchd -n "__fish_orchd_using_subcommand serve" -l fleet-hold-max -d 'How long that may last (1s to 24h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l admission-capacity -d 'Requests that may wait for one model; more are refused (0 to 1000000)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l queue-timeout -d 'How long a request waits for a free slot (1ms to 24h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l no-pool-wait -d 'How long a request waits for a known model that no engine serves at the moment (0s to 24h)' -r

@@ -8,7 +8,7 @@ mod directory;
 mod permit;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use tokio::sync::{Notify, oneshot};
 
@@ -20,7 +20,7 @@ use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
 
 pub use crate::dispatch::{Failure, ModelIx, Settings};
 pub use directory::{ModelView, PoolRoute, Upstream};
-pub use permit::Permit;
+pub use permit::{EndSignal, Permit};
 
 use directory::Directory;
 
@@ -70,7 +70,7 @@ pub struct Admission {
     directory: RwLock<Directory>,
     rearm: Notify,
     /// Readers of engines, to be told of early closes.
-    watchers: RwLock<Vec<Arc<Notify>>>,
+    watchers: RwLock<Vec<Weak<Notify>>>,
 }
 
 /// A request in line: its place, kept through retries.
@@ -249,7 +249,10 @@ impl Admission {
         self.locked(|state, now| state.dispatch.release(now, grant, answering, quarantine));
         if quarantine != Quarantine::No {
             let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
-            watchers.iter().for_each(|watcher| watcher.notify_one());
+            watchers
+                .iter()
+                .filter_map(Weak::upgrade)
+                .for_each(|watcher| watcher.notify_one());
         }
     }
 
@@ -269,7 +272,8 @@ impl Admission {
             .watchers
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        watchers.push(Arc::clone(&watcher));
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(Arc::downgrade(&watcher));
         watcher
     }
 
@@ -345,6 +349,14 @@ impl Admission {
         let directory = self.directory();
         let state = self.state();
         directory.running(&state, self.clock.now(), node_id)
+    }
+
+    /// Tells the requests that run on a node to end, and says how many they are.
+    #[must_use]
+    pub fn end_running(&self, node_id: &NodeId) -> u32 {
+        let directory = self.directory();
+        let state = self.state();
+        directory.end_running(&state, self.clock.now(), node_id)
     }
 
     /// Requests that wait for a model.

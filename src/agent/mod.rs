@@ -118,6 +118,7 @@ pub async fn run(settings: Settings) -> Result<End, AgentError> {
             clock,
             Some(in_flight),
             Arc::new(Notify::new()),
+            engines::IDLE,
             readings.clone(),
         ));
     }

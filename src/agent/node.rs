@@ -183,6 +183,7 @@ impl Node {
             version: Some(VERSION.to_owned()),
             labels: self.settings.labels.clone(),
             instance_id: Some(self.instance_id.clone()),
+            announced: false,
             engines: Vec::new(),
         }
     }

@@ -5,6 +5,7 @@
 //! has not. Called by `server` for everything that is not `/v1`.
 
 mod body;
+mod events;
 mod nodes;
 mod refusal;
 
@@ -89,6 +90,7 @@ impl Api {
                 "/v2/nodes/{id}/drain",
                 post(nodes::drain).merge(delete(nodes::undrain)),
             )
+            .route("/v2/events", get(events::follow))
             .route("/v2/pools", get(pools))
             .route("/v2/catalog/availability", get(availability))
             .route("/v2/meta/version", get(version))

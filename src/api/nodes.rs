@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use crate::control::NodeFilter;
 use crate::types::{
     DrainRequest, ErrorCode, HeartbeatReply, HeartbeatRequest, NodeId, NodeStatus, NodeView,
-    RegisterReply, RegisterRequest, millis,
+    RegisterReply, RegisterRequest, millis, name_engines,
 };
 
 use super::{Api, ApiError, body};
@@ -22,7 +22,7 @@ const MAX_LABELS: usize = 64;
 /// Nodes on a page unless told otherwise.
 const PAGE: usize = 1_000;
 
-fn invalid(message: impl Into<String>) -> ApiError {
+pub(super) fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, message)
 }
 
@@ -69,14 +69,13 @@ pub(super) async fn register(
         at_most("engines", request.engines.len(), MAX_POOLS)?;
         at_most("GPUs", request.capabilities.gpus.len(), MAX_GPUS)?;
         at_most("labels", request.labels.len(), MAX_LABELS)?;
-        if !request.engines.is_empty() {
-            return Err(invalid(
-                "`engines`: this version does not probe the engines of an agentless node yet; run `orchd agent` there",
-            ));
-        }
+        name_engines(&request.engines).map_err(|e| invalid(format!("`engines`: {e}")))?;
         Ok(api.control.register(request).await?)
     };
-    result.await.map(Json).map_err(|e| e.of_register(asked))
+    result
+        .await
+        .map(Json)
+        .map_err(|e: ApiError| e.of_register(asked))
 }
 
 /// The name a registration asks for, for a refusal to repeat, as far as it can be read.
@@ -206,7 +205,7 @@ fn flag(key: &str, value: &str) -> Result<bool, ApiError> {
 }
 
 /// Keys and values of a query, in order.
-fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
+pub(super) fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
     url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned()
 }
 
@@ -226,12 +225,6 @@ pub(super) async fn drain(
     } else {
         body::parse(&bytes)?
     };
-    if request.deadline_ms.is_some() || request.force == Some(true) {
-        return Err(invalid(
-            "`deadline_ms` and `force`: this version does not end running requests yet; drain without them, and what \
-             runs will finish",
-        ));
-    }
     let view = api.control.drain(id.node_id()?, request).await?;
     Ok((StatusCode::ACCEPTED, Json(view)))
 }

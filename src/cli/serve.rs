@@ -98,6 +98,40 @@ pub struct ServeArgs {
     )]
     pub restart_grace: Option<Duration>,
 
+    /// Silent nodes from which on mass silence is taken for a fault of this side: while it lasts, none of them goes
+    /// Offline (1 to 1000000)
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "ORCHD_FLEET_HOLD_MIN",
+        default_value_t = 5,
+        value_parser = count(1, 1_000_000),
+        help_heading = "Liveness"
+    )]
+    pub fleet_hold_min: u32,
+
+    /// Share of the fleet that must be silent for that, in percent; 0 turns it off (0 to 100)
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        env = "ORCHD_FLEET_HOLD_PERCENT",
+        default_value_t = 30,
+        value_parser = count(0, 100),
+        help_heading = "Liveness"
+    )]
+    pub fleet_hold_percent: u32,
+
+    /// How long that may last (1s to 24h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_FLEET_HOLD_MAX_MS",
+        default_value = "10m",
+        value_parser = duration(Unit::Millis, Duration::from_secs(1), DAY),
+        help_heading = "Liveness"
+    )]
+    pub fleet_hold_max: Duration,
+
     /// Requests that may wait for one model; more are refused (0 to 1000000)
     #[arg(
         long,

@@ -55,6 +55,11 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
         heartbeat_interval_ms,
         stale_check_interval_ms: millis(args.stale_check_interval),
         restart_grace_ms: millis(args.effective_restart_grace()),
+        hold: control::HoldSettings {
+            min: args.fleet_hold_min,
+            percent: args.fleet_hold_percent,
+            max_ms: millis(args.fleet_hold_max),
+        },
     };
     let engines = args.engine_specs()?;
     let sample_ttl_ms = if args.cloud {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crate::dispatch::PoolCounts;
 use crate::registry::Node;
 use crate::types::{
-    Availability, AvailableModel, NodeId, NodeList, NodeStatus, NodeView, Now, PoolId, PoolList,
-    PoolView,
+    Availability, AvailableModel, FleetHold, NodeId, NodeList, NodeStatus, NodeView, Now, PoolId,
+    PoolList, PoolView,
 };
 
 use super::{Control, ControlError, Refusal};
@@ -29,7 +29,9 @@ pub struct NodeFilter {
 impl Control {
     pub(super) fn show(&self, now: Now, node_id: &NodeId, node: &Node) -> NodeView {
         let counts = self.admission.counts(node_id);
-        let mut view = node.view(now, node_id, |pool| running(&counts, &pool.pool_id));
+        let mut view = node.view(now, self.settings.node_timeout_ms, node_id, |pool| {
+            running(&counts, &pool.pool_id)
+        });
         if let Some(drain) = &mut view.drain {
             // Pools that are gone carry requests, too.
             drain.in_flight = self.admission.running(node_id);
@@ -72,7 +74,11 @@ impl Control {
                 .last()
                 .filter(|_| more)
                 .map(|(node_id, _)| (*node_id).clone()),
-            fleet_hold: None,
+            fleet_hold: registry.hold().map(|hold| FleetHold {
+                since_ms: now.mono.since(hold.since),
+                nodes: hold.nodes,
+                ends_in_ms: hold.ends.since(now.mono),
+            }),
         }
     }
 

@@ -5,7 +5,7 @@
 //! off within the grace. Called by `commands::serve`.
 
 mod face;
-mod home;
+mod probing;
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,13 +21,14 @@ use crate::api::{Api, Profile, Readiness};
 use crate::auth::Guard;
 use crate::clock::Clock;
 use crate::control::{self, Control};
-use crate::engines::Engine;
-use crate::gateway::{Gateway, Peer};
+use crate::engines::{self, Engine};
+use crate::gateway::Gateway;
 use crate::listen::{self, Workers};
 use crate::store::{MemoryStore, SqliteStore, Store, StoreError};
 use crate::types::VERSION;
 
 use face::Face;
+use probing::Probing;
 
 /// What the process is for, and what that takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,17 +98,9 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
 
-    let (profile, peer, store): (Profile, Peer, Box<dyn Store>) = match &settings.setup {
-        Setup::Home { .. } => (
-            Profile::Home,
-            Peer::Engine,
-            Box::new(MemoryStore::default()),
-        ),
-        Setup::Cloud { state_dir } => (
-            Profile::Cloud,
-            Peer::Agent,
-            Box::new(SqliteStore::open(state_dir)?),
-        ),
+    let (profile, store): (Profile, Box<dyn Store>) = match &settings.setup {
+        Setup::Home { .. } => (Profile::Home, Box::new(MemoryStore::default())),
+        Setup::Cloud { state_dir } => (Profile::Cloud, Box::new(SqliteStore::open(state_dir)?)),
     };
     let clock = Clock::new();
     let admission = Admission::new(clock, settings.admission);
@@ -122,14 +115,22 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         readiness: Arc::clone(&readiness),
         guard: settings.guard.clone(),
     };
-    let gateway = Gateway::new(clock, Arc::clone(&admission), settings.guard, peer);
+    let gateway = Gateway::new(clock, Arc::clone(&admission), settings.guard);
     let face = Face::new(api.router(), gateway);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers =
         Workers::spawn("orchd-serve", &listener, threads, &face).map_err(ServeError::System)?;
     drop(listener);
+    let probing = Probing {
+        control: Arc::clone(&control),
+        admission: Arc::clone(&admission),
+        clock,
+        // Contract §1.1: at least every third of the timeout.
+        at_least: engines::IDLE.min(Duration::from_millis(settings.control.node_timeout_ms / 3)),
+    };
+    let probing = tokio::spawn(probing.run());
     if let Setup::Home { engines } = settings.setup {
-        home::watch(&control, &admission, clock, engines).await;
+        probing::home(&control, engines).await;
     }
     readiness.set(true);
     info!(
@@ -143,6 +144,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         _ = driver => Some("the driver of the queues"),
+        _ = probing => Some("the reader of engines"),
         _ = reaper => Some("the reaper of silent nodes"),
         () = control.lane_ended() => Some("the lane that writes the store"),
     };
@@ -159,6 +161,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     );
     readiness.set(false);
     admission.close();
+    control.close_events();
     let stop = tokio::task::spawn_blocking(move || workers.stop(settings.shutdown_grace));
     tokio::select! {
         _ = stop => {}

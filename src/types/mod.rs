@@ -5,6 +5,7 @@
 //! already passed its validation. Called by everybody.
 
 mod code;
+mod engines;
 mod event;
 mod ids;
 mod model;
@@ -16,6 +17,7 @@ mod url;
 mod wire;
 
 pub use code::{ErrorBody, ErrorCode};
+pub use engines::{EngineClash, name_engines};
 pub use event::{Event, EventKind, RESYNC};
 pub use ids::{IdError, NodeId, PoolId, RESERVED_NODE_IDS, check_model_id};
 pub use model::listed_model_id;

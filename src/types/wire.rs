@@ -33,6 +33,10 @@ pub struct RegisterRequest {
     /// Random per agent process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
+    /// Sent by somebody who is not the machine, ahead of its agent: the first machine that registers under this name is
+    /// it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub announced: bool,
     /// Engines of an agentless node.
     #[serde(
         default,

@@ -4,6 +4,7 @@ mod api;
 mod client;
 mod commands;
 mod fake_control_plane;
+mod fleet;
 mod gateway;
 mod generated;
 mod journey_cloud;

@@ -25,6 +25,8 @@ pub(super) async fn run(command: NodesCommand, client: Client) -> anyhow::Result
 }
 
 async fn register(args: NodesRegisterArgs, client: Client) -> anyhow::Result<ExitCode> {
+    // Whoever names the machine knows it; else it is the first one that comes.
+    let announced = args.machine_id.is_none();
     let request = RegisterRequest {
         labels: args.label_map()?,
         node_id: args.node,
@@ -34,6 +36,7 @@ async fn register(args: NodesRegisterArgs, client: Client) -> anyhow::Result<Exi
         capabilities: Capabilities::default(),
         version: None,
         instance_id: None,
+        announced,
         engines: Vec::new(),
     };
     let reply = client.register(&request).await?;

@@ -290,6 +290,23 @@ pub struct Events {
 }
 
 impl Events {
+    /// The lines of the next frame, comments included; `None` when the body came to its proper end.
+    pub fn frame(&mut self) -> io::Result<Option<Vec<String>>> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if self.body.read_line(&mut line)? == 0 {
+                return Ok(None);
+            }
+            let line = line.trim_end_matches(['\r', '\n']);
+            if !line.is_empty() {
+                lines.push(line.to_owned());
+            } else if !lines.is_empty() {
+                return Ok(Some(lines));
+            }
+        }
+    }
+
     /// The data of the next event; `None` when the body came to its proper end. Comments are passed over.
     pub fn next(&mut self) -> io::Result<Option<String>> {
         let mut data: Option<String> = None;
