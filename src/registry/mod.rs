@@ -422,4 +422,6 @@ fn refuse_superseded(
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -12,5 +12,6 @@ mod journey_home;
 mod layers;
 mod nodes_drain;
 mod nodes_list;
+mod scenarios;
 mod scripted_engine;
 mod support;
