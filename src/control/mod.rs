@@ -51,6 +51,8 @@ pub struct Settings {
 
 /// A wake-up later than this means that the process was stopped (a suspended laptop, SIGSTOP), not merely busy.
 const PAUSE_MS: Millis = 1_000;
+/// How often the reaper wakes at least.
+const TICK_MS: Millis = 1_000;
 /// How often a drain that is not done is looked at.
 const DRAIN_POLL_MS: Millis = 100;
 /// How often the clocks of drains are written down: twice within the 30 s that the contract (§1.3) allows.
@@ -376,11 +378,16 @@ impl Control {
             } else {
                 due
             };
-            tokio::select! {
-                () = tokio::time::sleep_until(self.clock.instant(due)) => {}
-                () = self.nudge.notified() => {}
+            // Woken often, so that a stop of this process shows as a gap, however far away the next deadline is.
+            let wake = due.min(self.clock.now().plus(TICK_MS));
+            let nudged = tokio::select! {
+                () = tokio::time::sleep_until(self.clock.instant(wake)) => false,
+                () = self.nudge.notified() => true,
+            };
+            self.allow_for_pause(wake);
+            if nudged || self.clock.now() >= due {
+                self.sweep();
             }
-            self.sweep(due);
             if self.clock.now().since(clocks_kept) >= KEEP_CLOCKS_MS {
                 clocks_kept = self.clock.now();
                 self.keep_clocks();
@@ -388,11 +395,11 @@ impl Control {
         }
     }
 
-    /// Moves what silence and deadlines have moved; `due` is when this was to happen.
-    fn sweep(self: &Arc<Self>, due: Mono) {
+    /// Moves every deadline by as much as this process was stopped, which shows in waking up later than at `wake`.
+    fn allow_for_pause(&self, wake: Mono) {
         let mut registry = self.registry();
         let now = self.clock.both();
-        let late_ms = now.mono.since(due);
+        let late_ms = now.mono.since(wake);
         if late_ms > PAUSE_MS {
             info!(
                 late_ms,
@@ -400,6 +407,12 @@ impl Control {
             );
             registry.paused(now, late_ms);
         }
+    }
+
+    /// Moves what silence and deadlines have moved.
+    fn sweep(&self) {
+        let mut registry = self.registry();
+        let now = self.clock.both();
         let sweep = registry.expire(now);
         for (node_id, _) in &sweep.held {
             self.publish(&registry, node_id);
