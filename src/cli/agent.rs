@@ -26,6 +26,10 @@ pub struct AgentArgs {
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
+    /// Directory in which engines announce themselves with handoff files [default: .runtime/engines]
+    #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
+    pub runtime_dir: Option<PathBuf>,
+
     /// Name of this node in the fleet [default: the host name]
     #[arg(long, value_name = "NODE")]
     pub node_id: Option<NodeId>,

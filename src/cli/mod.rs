@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+mod admission;
 mod agent;
 mod nodes;
 mod serve;
 mod tools;
 mod value;
 
+pub use admission::{AdmissionPolicy, ByteSize};
 pub use agent::AgentArgs;
 pub use nodes::{
     NodesCommand, NodesDrainArgs, NodesListArgs, NodesRegisterArgs, NodesUndrainArgs, OutputFormat,

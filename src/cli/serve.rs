@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::admission::{AdmissionPolicy, ByteSize, PolicyParser, size};
 use super::value::{Unit, address, cloud, count, duration};
 use super::{DAY, EngineArg, EngineSpec, HOUR, UsageError, name_engines, show_duration};
 
@@ -53,6 +54,10 @@ pub struct ServeArgs {
     /// others HOST-PORT
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
+
+    /// Directory in which engines announce themselves with handoff files [default: .runtime/engines]
+    #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
+    pub runtime_dir: Option<PathBuf>,
 
     /// Silence after which a node counts as Offline (1s to 1h)
     #[arg(
@@ -108,6 +113,29 @@ pub struct ServeArgs {
         help_heading = "Gateway"
     )]
     pub admission_capacity: u32,
+
+    /// Room for the bodies of waiting requests, over all models (0B to 1024GiB)
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "ORCHD_ADMISSION_BYTES",
+        default_value = "256MiB",
+        value_parser = size(ByteSize(1 << 40)),
+        help_heading = "Gateway"
+    )]
+    pub admission_bytes: ByteSize,
+
+    /// What happens when the queue of a model is full: `reject` refuses the request that comes, `drop-lru` the one that
+    /// has waited longest
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "ORCHD_ADMISSION_POLICY",
+        default_value = "reject",
+        value_parser = PolicyParser,
+        help_heading = "Gateway"
+    )]
+    pub admission_policy: AdmissionPolicy,
 
     /// How long a request waits for a free slot (1ms to 24h)
     #[arg(

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::auth::Guard;
-use crate::cli::{ConnectArgs, ServeArgs};
+use crate::cli::{AdmissionPolicy, ConnectArgs, ServeArgs};
 use crate::engines::Engine;
 use crate::server::{self, ServeError, Setup};
 use crate::types::millis;
@@ -83,6 +83,11 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
     };
     let admission = admission::Settings {
         queue_capacity: args.admission_capacity as usize,
+        policy: match args.admission_policy {
+            AdmissionPolicy::Reject => admission::Policy::Reject,
+            AdmissionPolicy::DropLru => admission::Policy::DropLru,
+        },
+        queue_bytes: args.admission_bytes.0,
         queue_timeout_ms: millis(args.queue_timeout),
         no_pool_wait_ms: millis(args.no_pool_wait),
         sample_ttl_ms,
