@@ -8,10 +8,14 @@ use clap::Args;
 
 use super::admission::{AdmissionPolicy, ByteSize, PolicyParser, size};
 use super::value::{Unit, address, cloud, count, duration};
-use super::{DAY, EngineArg, EngineSpec, HOUR, UsageError, name_engines, show_duration};
+use super::{
+    DAY, EngineArg, EngineSpec, HOUR, UsageError, name_engines, runtime_dir_warning, show_duration,
+};
 
 /// A heartbeat interval that nobody set is a third of the timeout, and at most this: the original system's interval.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// A node timeout that leaves room for two lost heartbeats of the original system's clients.
+const ORIGINAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A restart grace that nobody set is the timeout, and at least this.
 const RESTART_GRACE: Duration = Duration::from_secs(30);
 
@@ -24,7 +28,11 @@ Examples:
   orchd serve --engine small=http://127.0.0.1:8081 --engine big=http://127.0.0.1:8082
       One machine, two engines with names
   orchd serve --cloud --listen 10.0.0.1:8080 --node-timeout 1m
-      A fleet whose nodes count as Offline after a minute of silence")]
+      A fleet whose nodes count as Offline after a minute of silence
+
+Log:
+  ORCHD_LOG=debug orchd serve ...
+      More of it, on stderr: error, warn, info, debug or trace; or parts, as in orchd::gateway=debug")]
 pub struct ServeArgs {
     /// Keep a registry of nodes (the CLOUD profile) instead of serving this machine alone (HOME)
     #[arg(
@@ -202,6 +210,20 @@ impl ServeArgs {
             ));
         }
         self.engine_specs().map(drop)
+    }
+
+    /// What is allowed, and may surprise.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let short = (self.node_timeout < ORIGINAL_TIMEOUT).then(|| {
+            format!(
+                "the node timeout {} (--node-timeout, ORCHESTRATORD_NODE_TIMEOUT_MS) is below {}: agents of the original \
+                 system send a heartbeat every 10s whatever they are told, and would flap",
+                show_duration(self.node_timeout),
+                show_duration(ORIGINAL_TIMEOUT)
+            )
+        });
+        let unwatched = runtime_dir_warning(self.runtime_dir.as_ref());
+        short.into_iter().chain(unwatched).collect()
     }
 
     /// The engines, named.
