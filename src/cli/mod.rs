@@ -3,7 +3,7 @@
 //! Invariants: a value that leaves this module has its unit and is within its range; nothing here reads a clock, a
 //! file or the network. Environment variables carry bare numbers in the unit their name says, flags carry a unit
 //! (`--queue-timeout 30s`, `ORCHD_QUEUE_TIMEOUT_MS=30000`), and each is refused in the other's form, because a number
-//! whose unit has to be guessed is sooner or later guessed wrong. Called by `main`, by `commands`, and by the tests
+//! whose unit has to be guessed is sooner or later guessed wrong. Called by `config`, by `commands`, and by the tests
 //! that compare the generated files.
 
 use std::path::PathBuf;
@@ -204,7 +204,22 @@ pub enum Command {
     #[command(subcommand, arg_required_else_help = true)]
     Nodes(NodesCommand),
     /// Show and check the settings of `serve` and `agent`
-    #[command(subcommand, arg_required_else_help = true)]
+    ///
+    /// A setting comes from a flag, else from its variable, else from the configuration file, else from the default. In the
+    /// file its key is the long name of the option, with _ for -; durations and sizes are written as for flags. The
+    /// agent's own settings may stand in the table `[agent]`; `listen` at the top level is that of `orchd serve`.
+    #[command(
+        subcommand,
+        arg_required_else_help = true,
+        after_long_help = "\
+Examples:
+  orchd config show agent
+      Every setting of an agent, and where it came from
+  orchd config check
+      Whether `orchd serve` and `orchd agent` would start
+  orchd config unit serve
+      A systemd unit"
+    )]
     Config(ConfigCommand),
     /// Print a completion script for a shell
     ///

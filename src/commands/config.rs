@@ -106,10 +106,15 @@ fn check(args: &ConfigCheckArgs, globals: &[OsString]) -> anyhow::Result<ExitCod
 
 fn unit(args: &ConfigUnitArgs, globals: &[OsString]) -> anyhow::Result<ExitCode> {
     let loaded = load(args.process, globals, &[])?;
-    let (unit, grace) = match loaded.cli.command {
-        Command::Agent(args) => (AGENT_UNIT, args.shutdown_grace),
-        Command::Serve(args) => (SERVE_UNIT, args.shutdown_grace),
-        _ => unreachable!("the settings of one of the two were loaded"),
+    let unit = match args.process {
+        Process::Serve => SERVE_UNIT,
+        Process::Agent => AGENT_UNIT,
+    };
+    let grace = match loaded.cli.command {
+        Command::Serve(args) => args.shutdown_grace,
+        Command::Agent(args) => args.shutdown_grace,
+        // Other verbs have none, and were not loaded.
+        _ => Duration::ZERO,
     };
     // Parts of a second count as a whole one.
     let stop = (grace + STOP_MARGIN).as_millis().div_ceil(1_000);

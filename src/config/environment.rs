@@ -23,13 +23,24 @@ pub(super) fn unknown(definition: &Command) -> Vec<String> {
     names.sort();
     names
         .into_iter()
-        .map(
-            |name| match nearest(&name, known.iter().map(String::as_str)) {
-                Some(near) => format!("the variable {name} is none of orchd's; is it {near}?"),
-                None => format!("the variable {name} is none of orchd's and has no effect"),
-            },
-        )
+        .map(|name| match suggestion(&name, &known) {
+            Some(near) => format!("the variable {name} is none of orchd's; is it {near}?"),
+            None => format!("the variable {name} is none of orchd's and has no effect"),
+        })
         .collect()
+}
+
+/// The variable that was meant, whatever its prefix: what all of them have in common says nothing.
+fn suggestion<'a>(name: &str, known: &'a BTreeSet<String>) -> Option<&'a String> {
+    let near = nearest(bare(name), known.iter().map(|name| bare(name)))?;
+    known.iter().find(|name| bare(name) == near)
+}
+
+fn bare(name: &str) -> &str {
+    PREFIXES
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+        .unwrap_or(name)
 }
 
 fn collect(command: &Command, known: &mut BTreeSet<String>) {

@@ -470,3 +470,6 @@ pub fn default_files() -> Vec<PathBuf> {
         .chain([Path::new("/etc/orchd/config.toml").to_owned()])
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
