@@ -18,6 +18,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
     }
     var completions = [
         &'orchd'= {
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
@@ -26,6 +27,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --version 'Print version'
             cand agent 'Run on a GPU host: report its engines and relay to them'
             cand nodes 'Show and manage the nodes of the fleet'
+            cand config 'Show and check the settings of `serve` and `agent`'
             cand help 'Print this message or the help of the given subcommand(s)'
             cand serve 'Run the control plane and its OpenAI-compatible gateway'
             cand completions 'Print a completion script for a shell'
@@ -33,6 +35,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
         }
         &'orchd;agent'= {
             cand --engine 'Engine to report and relay to; repeatable. The first one without a name is called `default`, the others HOST-PORT'
+            cand --runtime-dir 'Directory in which engines announce themselves with handoff files [default: .runtime/engines]'
             cand --node-id 'Name of this node in the fleet [default: the host name]'
             cand --machine-id 'What tells this machine from another one that claims the same name [default: the system''s machine id]'
             cand --listen 'Address and port to listen on'
@@ -40,12 +43,14 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --label 'Label of this node; repeatable'
             cand --gpu-fixture 'Read the GPUs from this file instead of from the driver, for tests'
             cand --shutdown-grace 'How long running requests may go on after a stop signal (0s to 24h)'
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }
         &'orchd;nodes'= {
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help'
@@ -60,6 +65,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand -o 'How to print the list'
             cand --output 'How to print the list'
             cand --status 'Only nodes of these statuses; repeatable, or separated by commas'
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand --no-headers 'Leave out the line of column names'
@@ -70,6 +76,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --address 'Where its agent will listen'
             cand --machine-id 'Machine id its agent will give; an agent with another one takes the name over only after the node timeout [default: the name of the node]'
             cand --label 'Label of the node; repeatable'
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
@@ -78,6 +85,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
         &'orchd;nodes;drain'= {
             cand --reason 'Why, for those who look at the node later'
             cand --timeout 'Stop waiting after this long; the drain goes on (1ms to 24h) [default: wait for ever]'
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand --detach 'Do not wait'
@@ -85,6 +93,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --help 'Print help (see more with ''--help'')'
         }
         &'orchd;nodes;undrain'= {
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
@@ -107,10 +116,59 @@ set edit:completion:arg-completer[orchd] = {|@words|
         }
         &'orchd;nodes;help;help'= {
         }
+        &'orchd;config'= {
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
+            cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+            cand show 'Show every setting, its value and where that comes from'
+            cand check 'Check the settings without starting anything'
+            cand unit 'Print a systemd unit'
+            cand help 'Print this message or the help of the given subcommand(s)'
+        }
+        &'orchd;config;show'= {
+            cand -o 'How to print them'
+            cand --output 'How to print them'
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
+            cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'orchd;config;check'= {
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
+            cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'orchd;config;unit'= {
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
+            cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
+            cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'orchd;config;help'= {
+            cand show 'Show every setting, its value and where that comes from'
+            cand check 'Check the settings without starting anything'
+            cand unit 'Print a systemd unit'
+            cand help 'Print this message or the help of the given subcommand(s)'
+        }
+        &'orchd;config;help;show'= {
+        }
+        &'orchd;config;help;check'= {
+        }
+        &'orchd;config;help;unit'= {
+        }
+        &'orchd;config;help;help'= {
+        }
         &'orchd;help'= {
             cand serve 'Run the control plane and its OpenAI-compatible gateway'
             cand agent 'Run on a GPU host: report its engines and relay to them'
             cand nodes 'Show and manage the nodes of the fleet'
+            cand config 'Show and check the settings of `serve` and `agent`'
             cand completions 'Print a completion script for a shell'
             cand man 'Print the manual page, or write all of them'
             cand help 'Print this message or the help of the given subcommand(s)'
@@ -133,6 +191,17 @@ set edit:completion:arg-completer[orchd] = {|@words|
         }
         &'orchd;help;nodes;undrain'= {
         }
+        &'orchd;help;config'= {
+            cand show 'Show every setting, its value and where that comes from'
+            cand check 'Check the settings without starting anything'
+            cand unit 'Print a systemd unit'
+        }
+        &'orchd;help;config;show'= {
+        }
+        &'orchd;help;config;check'= {
+        }
+        &'orchd;help;config;unit'= {
+        }
         &'orchd;help;completions'= {
         }
         &'orchd;help;man'= {
@@ -143,6 +212,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --cloud 'Keep a registry of nodes (the CLOUD profile) instead of serving this machine alone (HOME)'
             cand --listen 'Address and port to listen on'
             cand --engine 'Engine of this machine, HOME profile only; repeatable. The first one without a name is called `default`, the others HOST-PORT'
+            cand --runtime-dir 'Directory in which engines announce themselves with handoff files [default: .runtime/engines]'
             cand --node-timeout 'Silence after which a node counts as Offline (1s to 1h)'
             cand --stale-check-interval 'How often to look for silent nodes (1s to 1m)'
             cand --heartbeat-interval 'How often agents are told to send a heartbeat (10ms to a third of the node timeout) [default: 10s, or a third of the node timeout when that is less]'
@@ -151,16 +221,20 @@ set edit:completion:arg-completer[orchd] = {|@words|
             cand --fleet-hold-percent 'Share of the fleet that must be silent for that, in percent; 0 turns it off (0 to 100)'
             cand --fleet-hold-max 'How long that may last (1s to 24h)'
             cand --admission-capacity 'Requests that may wait for one model; more are refused (0 to 1000000)'
+            cand --admission-bytes 'Room for the bodies of waiting requests, over all models (0B to 1024GiB)'
+            cand --admission-policy 'What happens when the queue of a model is full: `reject` refuses the request that comes, `drop-lru` the one that has waited longest'
             cand --queue-timeout 'How long a request waits for a free slot (1ms to 24h)'
             cand --no-pool-wait 'How long a request waits for a known model that no engine serves at the moment (0s to 24h)'
             cand --shutdown-grace 'How long running requests may go on after a stop signal (0s to 24h)'
             cand --state-dir 'Directory for what must survive a restart [default: orchd''s state directory of the user]'
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }
         &'orchd;completions'= {
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'
@@ -168,6 +242,7 @@ set edit:completion:arg-completer[orchd] = {|@words|
         }
         &'orchd;man'= {
             cand --dir 'Write the page of every command into this directory instead of printing one'
+            cand --config 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user''s configuration directory, else /etc/orchd/config.toml]'
             cand --server 'Control plane to talk to; several, separated by commas, are tried in turn'
             cand --api-token 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read'
             cand -h 'Print help (see more with ''--help'')'

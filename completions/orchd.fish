@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_orchd_global_optspecs
-    string join \n server= api-token= h/help V/version
+    string join \n config= server= api-token= h/help V/version
 end
 
 function __fish_orchd_needs_command
@@ -24,17 +24,20 @@ function __fish_orchd_using_subcommand
     contains -- $cmd[1] $argv
 end
 
+complete -c orchd -n "__fish_orchd_needs_command" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_needs_command" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_needs_command" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_needs_command" -s V -l version -d 'Print version'
 complete -c orchd -n "__fish_orchd_needs_command" -f -a "agent" -d 'Run on a GPU host: report its engines and relay to them'
 complete -c orchd -n "__fish_orchd_needs_command" -f -a "nodes" -d 'Show and manage the nodes of the fleet'
+complete -c orchd -n "__fish_orchd_needs_command" -f -a "config" -d 'Show and check the settings of `serve` and `agent`'
 complete -c orchd -n "__fish_orchd_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c orchd -n "__fish_orchd_needs_command" -f -a "serve" -d 'Run the control plane and its OpenAI-compatible gateway'
 complete -c orchd -n "__fish_orchd_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c orchd -n "__fish_orchd_needs_command" -f -a "man" -d 'Print the manual page, or write all of them'
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l engine -d 'Engine to report and relay to; repeatable. The first one without a name is called `default`, the others HOST-PORT' -r
+complete -c orchd -n "__fish_orchd_using_subcommand agent" -l runtime-dir -d 'Directory in which engines announce themselves with handoff files [default: .runtime/engines]' -r -f -a "(__fish_complete_directories)"
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l node-id -d 'Name of this node in the fleet [default: the host name]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l machine-id -d 'What tells this machine from another one that claims the same name [default: the system\'s machine id]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l listen -d 'Address and port to listen on' -r
@@ -42,9 +45,11 @@ complete -c orchd -n "__fish_orchd_using_subcommand agent" -l advertise -d 'Addr
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l label -d 'Label of this node; repeatable' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l gpu-fixture -d 'Read the GPUs from this file instead of from the driver, for tests' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l shutdown-grace -d 'How long running requests may go on after a stop signal (0s to 24h)' -r
+complete -c orchd -n "__fish_orchd_using_subcommand agent" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and not __fish_seen_subcommand_from list register drain undrain help" -s h -l help -d 'Print help'
@@ -63,6 +68,7 @@ Failed\t''
 Draining\t''
 Online\t''
 Registering\t''"
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from list" -l no-headers -d 'Leave out the line of column names'
@@ -70,15 +76,18 @@ complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subco
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l address -d 'Where its agent will listen' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l machine-id -d 'Machine id its agent will give; an agent with another one takes the name over only after the node timeout [default: the name of the node]' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l label -d 'Label of the node; repeatable' -r
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from register" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l reason -d 'Why, for those who look at the node later' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l timeout -d 'Stop waiting after this long; the drain goes on (1ms to 24h) [default: wait for ever]' -r
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -l detach -d 'Do not wait'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from drain" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from undrain" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from undrain" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from undrain" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from undrain" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -87,19 +96,51 @@ complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subco
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from help" -f -a "drain" -d 'Give nodes no new requests, and wait until they run none'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from help" -f -a "undrain" -d 'Let nodes take requests again'
 complete -c orchd -n "__fish_orchd_using_subcommand nodes; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes completions man help" -f -a "serve" -d 'Run the control plane and its OpenAI-compatible gateway'
-complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes completions man help" -f -a "agent" -d 'Run on a GPU host: report its engines and relay to them'
-complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes completions man help" -f -a "nodes" -d 'Show and manage the nodes of the fleet'
-complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes completions man help" -f -a "completions" -d 'Print a completion script for a shell'
-complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes completions man help" -f -a "man" -d 'Print the manual page, or write all of them'
-complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes completions man help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and not __fish_seen_subcommand_from show check unit help" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
+complete -c orchd -n "__fish_orchd_using_subcommand config; and not __fish_seen_subcommand_from show check unit help" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
+complete -c orchd -n "__fish_orchd_using_subcommand config; and not __fish_seen_subcommand_from show check unit help" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand config; and not __fish_seen_subcommand_from show check unit help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and not __fish_seen_subcommand_from show check unit help" -f -a "show" -d 'Show every setting, its value and where that comes from'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and not __fish_seen_subcommand_from show check unit help" -f -a "check" -d 'Check the settings without starting anything'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and not __fish_seen_subcommand_from show check unit help" -f -a "unit" -d 'Print a systemd unit'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and not __fish_seen_subcommand_from show check unit help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from show" -s o -l output -d 'How to print them' -r -f -a "table\t'Columns'
+json\t'JSON'
+yaml\t'YAML'"
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from show" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from show" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from show" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from check" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from check" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from check" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from unit" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from unit" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from unit" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from unit" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show every setting, its value and where that comes from'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "check" -d 'Check the settings without starting anything'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "unit" -d 'Print a systemd unit'
+complete -c orchd -n "__fish_orchd_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes config completions man help" -f -a "serve" -d 'Run the control plane and its OpenAI-compatible gateway'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes config completions man help" -f -a "agent" -d 'Run on a GPU host: report its engines and relay to them'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes config completions man help" -f -a "nodes" -d 'Show and manage the nodes of the fleet'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes config completions man help" -f -a "config" -d 'Show and check the settings of `serve` and `agent`'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes config completions man help" -f -a "completions" -d 'Print a completion script for a shell'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes config completions man help" -f -a "man" -d 'Print the manual page, or write all of them'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and not __fish_seen_subcommand_from serve agent nodes config completions man help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c orchd -n "__fish_orchd_using_subcommand help; and __fish_seen_subcommand_from nodes" -f -a "list" -d 'List the nodes of the fleet'
 complete -c orchd -n "__fish_orchd_using_subcommand help; and __fish_seen_subcommand_from nodes" -f -a "register" -d 'Announce a node whose agent will come'
 complete -c orchd -n "__fish_orchd_using_subcommand help; and __fish_seen_subcommand_from nodes" -f -a "drain" -d 'Give nodes no new requests, and wait until they run none'
 complete -c orchd -n "__fish_orchd_using_subcommand help; and __fish_seen_subcommand_from nodes" -f -a "undrain" -d 'Let nodes take requests again'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "show" -d 'Show every setting, its value and where that comes from'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "check" -d 'Check the settings without starting anything'
+complete -c orchd -n "__fish_orchd_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "unit" -d 'Print a systemd unit'
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l cloud -d 'Keep a registry of nodes (the CLOUD profile) instead of serving this machine alone (HOME)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l listen -d 'Address and port to listen on' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l engine -d 'Engine of this machine, HOME profile only; repeatable. The first one without a name is called `default`, the others HOST-PORT' -r
+complete -c orchd -n "__fish_orchd_using_subcommand serve" -l runtime-dir -d 'Directory in which engines announce themselves with handoff files [default: .runtime/engines]' -r -f -a "(__fish_complete_directories)"
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l node-timeout -d 'Silence after which a node counts as Offline (1s to 1h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l stale-check-interval -d 'How often to look for silent nodes (1s to 1m)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l heartbeat-interval -d 'How often agents are told to send a heartbeat (10ms to a third of the node timeout) [default: 10s, or a third of the node timeout when that is less]' -r
@@ -108,17 +149,23 @@ complete -c orchd -n "__fish_orchd_using_subcommand serve" -l fleet-hold-min -d 
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l fleet-hold-percent -d 'Share of the fleet that must be silent for that, in percent; 0 turns it off (0 to 100)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l fleet-hold-max -d 'How long that may last (1s to 24h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l admission-capacity -d 'Requests that may wait for one model; more are refused (0 to 1000000)' -r
+complete -c orchd -n "__fish_orchd_using_subcommand serve" -l admission-bytes -d 'Room for the bodies of waiting requests, over all models (0B to 1024GiB)' -r
+complete -c orchd -n "__fish_orchd_using_subcommand serve" -l admission-policy -d 'What happens when the queue of a model is full: `reject` refuses the request that comes, `drop-lru` the one that has waited longest' -r -f -a "reject\t'The request that comes is refused'
+drop-lru\t'The request that has waited longest for that model gives way'"
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l queue-timeout -d 'How long a request waits for a free slot (1ms to 24h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l no-pool-wait -d 'How long a request waits for a known model that no engine serves at the moment (0s to 24h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l shutdown-grace -d 'How long running requests may go on after a stop signal (0s to 24h)' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l state-dir -d 'Directory for what must survive a restart [default: orchd\'s state directory of the user]' -r -f -a "(__fish_complete_directories)"
+complete -c orchd -n "__fish_orchd_using_subcommand serve" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c orchd -n "__fish_orchd_using_subcommand completions" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand completions" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand completions" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c orchd -n "__fish_orchd_using_subcommand man" -l dir -d 'Write the page of every command into this directory instead of printing one' -r -f -a "(__fish_complete_directories)"
+complete -c orchd -n "__fish_orchd_using_subcommand man" -l config -d 'Settings in a file, shared by all verbs [default: orchd/config.toml in the user\'s configuration directory, else /etc/orchd/config.toml]' -r -F
 complete -c orchd -n "__fish_orchd_using_subcommand man" -l server -d 'Control plane to talk to; several, separated by commas, are tried in turn' -r
 complete -c orchd -n "__fish_orchd_using_subcommand man" -l api-token -d 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read' -r
 complete -c orchd -n "__fish_orchd_using_subcommand man" -s h -l help -d 'Print help (see more with \'--help\')'

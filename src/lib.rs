@@ -4,7 +4,7 @@
 //! stands on each GPU host, the other verbs are for people and scripts.
 //!
 //! ```text
-//!  L5    main ─ cli ─ commands          argv in; stdout, stderr, exit code out
+//!  L5    main ─ cli ─ commands ─ config  argv in; stdout, stderr, exit code out
 //!                       │
 //!  L4             server │ agent        processes: bind, run, drain (siblings)
 //!                 │         └───────┐
@@ -29,6 +29,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod commands;
+pub mod config;
 pub mod control;
 pub mod decisions;
 pub mod dispatch;

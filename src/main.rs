@@ -5,5 +5,5 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Fails only when a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    orchd::commands::run(orchd::cli::parse())
+    orchd::commands::run(std::env::args_os())
 }

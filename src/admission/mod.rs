@@ -18,7 +18,7 @@ use crate::dispatch::{
 };
 use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
 
-pub use crate::dispatch::{Failure, ModelIx, Settings};
+pub use crate::dispatch::{Failure, ModelIx, Policy, Settings};
 pub use directory::{ModelView, PoolRoute, Upstream};
 pub use permit::{EndSignal, Permit};
 
@@ -30,6 +30,20 @@ pub enum Refused {
     /// As many wait as may.
     #[error("the queue of this model is full")]
     QueueFull {
+        /// When a place is likely to be free.
+        retry_after_ms: Millis,
+    },
+    /// The bodies of those who wait take all the room there is for them.
+    #[error("the bodies of waiting requests take as many bytes as they may")]
+    NoRoom {
+        /// When a place is likely to be free.
+        retry_after_ms: Millis,
+    },
+    /// It waited longest when the queue was full, and the policy is that such a request gives way.
+    #[error(
+        "the queue of this model was full, and this request, which had waited longest, gave way to a later one"
+    )]
+    Dropped {
         /// When a place is likely to be free.
         retry_after_ms: Millis,
     },
@@ -80,6 +94,8 @@ pub struct Ask {
     pub model: ModelIx,
     /// How many slots.
     pub weight: u32,
+    /// Length of its body, which takes memory while it waits.
+    pub bytes: u64,
     /// The place it got on its first try.
     pub turn: Option<Turn>,
     /// A pool to leave out while another has room.
@@ -158,6 +174,7 @@ impl Admission {
             Verdict::Granted(grant) => Ok(self.permit(state, turn, grant)),
             Verdict::QueueTimeout => Err(Refused::QueueTimeout),
             Verdict::NoReadyPool => Err(Refused::NoReadyPool),
+            Verdict::Dropped { retry_after_ms } => Err(Refused::Dropped { retry_after_ms }),
         }
     }
 
@@ -180,12 +197,13 @@ impl Admission {
                 return Err(Refused::ShuttingDown);
             }
             let turn = ask.turn.unwrap_or_else(|| state.dispatch.arrive(now));
-            match state
+            let offer = state
                 .dispatch
-                .offer(now, turn, ask.model, ask.weight, ask.avoid)
-            {
+                .offer(now, turn, ask.model, ask.weight, ask.bytes, ask.avoid);
+            match offer {
                 Offer::Granted(grant) => Ok(Ok(self.permit(state, turn, grant))),
                 Offer::Full { retry_after_ms } => Err(Refused::QueueFull { retry_after_ms }),
+                Offer::NoRoom { retry_after_ms } => Err(Refused::NoRoom { retry_after_ms }),
                 Offer::Queued => {
                     let (tell, outcome) = oneshot::channel();
                     state.waiters.insert(turn.ticket, Waiter { turn, tell });

@@ -6,11 +6,16 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::admission::{AdmissionPolicy, ByteSize, PolicyParser, size};
 use super::value::{Unit, address, cloud, count, duration};
-use super::{DAY, EngineArg, EngineSpec, HOUR, UsageError, name_engines, show_duration};
+use super::{
+    DAY, EngineArg, EngineSpec, HOUR, UsageError, name_engines, runtime_dir_warning, show_duration,
+};
 
 /// A heartbeat interval that nobody set is a third of the timeout, and at most this: the original system's interval.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// A node timeout that leaves room for two lost heartbeats of the original system's clients.
+const ORIGINAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A restart grace that nobody set is the timeout, and at least this.
 const RESTART_GRACE: Duration = Duration::from_secs(30);
 
@@ -23,7 +28,11 @@ Examples:
   orchd serve --engine small=http://127.0.0.1:8081 --engine big=http://127.0.0.1:8082
       One machine, two engines with names
   orchd serve --cloud --listen 10.0.0.1:8080 --node-timeout 1m
-      A fleet whose nodes count as Offline after a minute of silence")]
+      A fleet whose nodes count as Offline after a minute of silence
+
+Log:
+  ORCHD_LOG=debug orchd serve ...
+      More of it, on stderr: error, warn, info, debug or trace; or parts, as in orchd::gateway=debug")]
 pub struct ServeArgs {
     /// Keep a registry of nodes (the CLOUD profile) instead of serving this machine alone (HOME)
     #[arg(
@@ -53,6 +62,10 @@ pub struct ServeArgs {
     /// others HOST-PORT
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
+
+    /// Directory in which engines announce themselves with handoff files [default: .runtime/engines]
+    #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
+    pub runtime_dir: Option<PathBuf>,
 
     /// Silence after which a node counts as Offline (1s to 1h)
     #[arg(
@@ -143,6 +156,29 @@ pub struct ServeArgs {
     )]
     pub admission_capacity: u32,
 
+    /// Room for the bodies of waiting requests, over all models (0B to 1024GiB)
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "ORCHD_ADMISSION_BYTES",
+        default_value = "256MiB",
+        value_parser = size(ByteSize(1 << 40)),
+        help_heading = "Gateway"
+    )]
+    pub admission_bytes: ByteSize,
+
+    /// What happens when the queue of a model is full: `reject` refuses the request that comes, `drop-lru` the one that
+    /// has waited longest
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "ORCHD_ADMISSION_POLICY",
+        default_value = "reject",
+        value_parser = PolicyParser,
+        help_heading = "Gateway"
+    )]
+    pub admission_policy: AdmissionPolicy,
+
     /// How long a request waits for a free slot (1ms to 24h)
     #[arg(
         long,
@@ -208,6 +244,20 @@ impl ServeArgs {
             ));
         }
         self.engine_specs().map(drop)
+    }
+
+    /// What is allowed, and may surprise.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let short = (self.node_timeout < ORIGINAL_TIMEOUT).then(|| {
+            format!(
+                "the node timeout {} (--node-timeout, ORCHESTRATORD_NODE_TIMEOUT_MS) is below {}: agents of the original \
+                 system send a heartbeat every 10s whatever they are told, and would flap",
+                show_duration(self.node_timeout),
+                show_duration(ORIGINAL_TIMEOUT)
+            )
+        });
+        let unwatched = runtime_dir_warning(self.runtime_dir.as_ref());
+        short.into_iter().chain(unwatched).collect()
     }
 
     /// The engines, named.

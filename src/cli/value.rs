@@ -275,7 +275,7 @@ fn read_duration(
 /// Reads one value, knowing whether it came from the environment, and names the variable rather than the flag when it
 /// did: whoever set a variable may never have seen the flag.
 #[derive(Clone)]
-pub(super) struct Reader<F>(F);
+pub(super) struct Reader<F>(pub(super) F);
 
 impl<T, F> TypedValueParser for Reader<F>
 where

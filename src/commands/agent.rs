@@ -11,8 +11,8 @@ use crate::client::Client;
 use crate::engines::Engine;
 use crate::types::NodeId;
 
+use super::door;
 use super::failure::{Exit, Failure};
-use super::{door, logging};
 
 /// How long one call to a control plane may take (contract §4).
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -22,7 +22,6 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// # Errors
 /// Why it does not start, or why it ended.
 pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
-    logging::start()?;
     door::raise_descriptor_limit();
     let token = connect.token();
     let host = sysinfo::System::host_name().ok();
@@ -76,6 +75,17 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// The name of a node that nobody named, when the host name will do.
+pub(super) fn default_node_id(args: &AgentArgs) -> Option<NodeId> {
+    let host = sysinfo::System::host_name().ok();
+    node_id(args.node_id.clone(), host.as_deref()).ok()
+}
+
+/// What tells this machine from others when nobody says otherwise.
+pub(super) fn default_machine_id() -> String {
+    machine_id(sysinfo::System::host_name().ok().as_deref())
 }
 
 fn node_id(given: Option<NodeId>, host: Option<&str>) -> Result<NodeId, Failure> {

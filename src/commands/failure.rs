@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::output;
 use crate::cli::UsageError;
 use crate::client::ClientError;
+use crate::config::ConfigError;
 use crate::types::ErrorCode;
 
 /// How a command ends.
@@ -81,6 +82,12 @@ impl Failure {
                 exit: Exit::Usage,
                 message: usage.message.clone(),
                 hint: usage.hint.clone(),
+            }
+        } else if let Some(config) = error.downcast_ref::<ConfigError>() {
+            Self {
+                exit: Exit::Usage,
+                message: config.to_string(),
+                hint: config.hint().map(str::to_owned),
             }
         } else if let Some(client) = error.downcast_ref::<ClientError>() {
             client.into()
@@ -178,6 +185,12 @@ fn try_again(after: Duration) -> String {
 /// Shows an error on stderr and says how to exit.
 #[must_use]
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    // Help and the version come this way as well, and go to stdout; clap knows best how its own words look.
+    if let Some(ConfigError::CommandLine(error)) = error.downcast_ref() {
+        // A reader who has gone is no failure, and there is nobody left to tell of any other.
+        let _ = error.print();
+        return u8::try_from(error.exit_code()).map_or(Exit::Usage.into(), ExitCode::from);
+    }
     show(&Failure::of(error))
 }
 

@@ -5,6 +5,7 @@
 //! `main`.
 
 pub mod agent;
+pub mod config;
 mod door;
 pub mod failure;
 pub mod generate;
@@ -13,22 +14,38 @@ pub mod nodes;
 pub mod output;
 pub mod serve;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::cli::{Cli, Command, ConnectArgs};
+use crate::cli::{Command, ConnectArgs};
 use crate::client::{Client, ClientError};
+use crate::config::{Loaded, load};
 
 /// What a person waits for one answer before being told that there is none.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a command line, tells on stderr what went wrong if something did, and says how to exit.
+/// Runs a command line, the name of the program included, tells on stderr what went wrong if something did, and says how
+/// to exit.
 #[must_use]
-pub fn run(cli: Cli) -> ExitCode {
-    dispatch(cli).unwrap_or_else(|error| failure::report(&error))
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    load(arguments)
+        .map_err(Into::into)
+        .and_then(dispatch)
+        .unwrap_or_else(|error| failure::report(&error))
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+fn dispatch(loaded: Loaded) -> anyhow::Result<ExitCode> {
+    let Loaded { cli, globals, .. } = loaded;
+    let warnings = [loaded.warnings, cli.warnings()].concat();
+    if matches!(cli.command, Command::Serve(_) | Command::Agent(_)) {
+        logging::start()?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+    } else {
+        warnings.iter().for_each(|warning| output::warning(warning));
+    }
     match cli.command {
         Command::Serve(args) => {
             args.check()?;
@@ -38,6 +55,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             args.check()?;
             agent::run(*args, cli.connect)
         }
+        Command::Config(command) => config::run(command, &globals),
         Command::Nodes(command) => block_on(nodes::run(command, connect(cli.connect)?)),
         Command::Completions(args) => generate::completions(args.shell),
         Command::Man(args) => generate::man(args.dir.as_deref()),

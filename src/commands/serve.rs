@@ -1,18 +1,19 @@
 //! `orchd serve`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 
 use crate::auth::Guard;
-use crate::cli::{ConnectArgs, ServeArgs};
+use crate::cli::{AdmissionPolicy, ConnectArgs, ServeArgs};
 use crate::engines::Engine;
 use crate::server::{self, ServeError, Setup};
 use crate::types::millis;
 use crate::{admission, control};
 
+use super::door;
 use super::failure::Exit;
-use super::{door, logging};
 
 /// Readings of engines count for two of their longest intervals in HOME: they are read at least every 5 s (contract §4).
 const HOME_SAMPLE_TTL_MS: u64 = 10_000;
@@ -22,7 +23,6 @@ const HOME_SAMPLE_TTL_MS: u64 = 10_000;
 /// # Errors
 /// Why it does not start.
 pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
-    logging::start()?;
     door::raise_descriptor_limit();
     let guard = door::guard(connect.token(), args.listen)?;
     let settings = settings(args, guard)?;
@@ -41,6 +41,12 @@ pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// Where the state lies when nobody says otherwise; none without a home directory.
+pub(super) fn default_state_dir() -> Option<PathBuf> {
+    directories::ProjectDirs::from("", "", "orchd")
+        .and_then(|dirs| dirs.state_dir().map(ToOwned::to_owned))
 }
 
 fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
@@ -70,9 +76,7 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
     let setup = if args.cloud {
         let state_dir = match args.state_dir {
             Some(dir) => dir,
-            None => directories::ProjectDirs::from("", "", "orchd")
-                .and_then(|dirs| dirs.state_dir().map(ToOwned::to_owned))
-                .context("this user has no home directory to keep the state in; name a directory with --state-dir")?,
+            None => default_state_dir().context("this user has no home directory to keep the state in; name a directory with --state-dir")?,
         };
         Setup::Cloud { state_dir }
     } else {
@@ -88,6 +92,11 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
     };
     let admission = admission::Settings {
         queue_capacity: args.admission_capacity as usize,
+        policy: match args.admission_policy {
+            AdmissionPolicy::Reject => admission::Policy::Reject,
+            AdmissionPolicy::DropLru => admission::Policy::DropLru,
+        },
+        queue_bytes: args.admission_bytes.0,
         queue_timeout_ms: millis(args.queue_timeout),
         no_pool_wait_ms: millis(args.no_pool_wait),
         sample_ttl_ms,

@@ -43,6 +43,8 @@ fn start(disk: &Disk) -> (Arc<Control>, Arc<Admission>) {
     let clock = Clock::new();
     let settings = admission::Settings {
         queue_capacity: 8,
+        policy: admission::Policy::Reject,
+        queue_bytes: 100,
         queue_timeout_ms: 300_000,
         no_pool_wait_ms: 5_000,
         sample_ttl_ms: 20_000,
@@ -80,6 +82,7 @@ fn ask(admission: &Admission) -> admission::Ask {
     admission::Ask {
         model: admission.model("m").expect("known"),
         weight: 1,
+        bytes: 1,
         turn: None,
         avoid: None,
     }

@@ -105,10 +105,15 @@ impl GatewayError {
                 "method_not_allowed",
             ),
             Self::Denied(_) => (StatusCode::UNAUTHORIZED, invalid, "invalid_api_key"),
-            Self::Refused(Refused::QueueFull { .. }) => (
+            Self::Refused(Refused::QueueFull { .. } | Refused::NoRoom { .. }) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
                 "queue_full",
+            ),
+            Self::Refused(Refused::Dropped { .. }) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                "queue_dropped",
             ),
             Self::Refused(Refused::QueueTimeout) => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -142,7 +147,11 @@ impl GatewayError {
     /// When to come back, where that helps.
     fn retry_after_ms(&self) -> Option<Millis> {
         match self {
-            Self::Refused(Refused::QueueFull { retry_after_ms }) => Some(*retry_after_ms),
+            Self::Refused(
+                Refused::QueueFull { retry_after_ms }
+                | Refused::NoRoom { retry_after_ms }
+                | Refused::Dropped { retry_after_ms },
+            ) => Some(*retry_after_ms),
             Self::Refused(_) | Self::DrainDeadline => Some(UNFORESEEN_MS),
             _ => None,
         }

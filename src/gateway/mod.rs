@@ -229,6 +229,7 @@ impl Exchange<'_> {
         let mut ask = Ask {
             model: self.model,
             weight: self.weight,
+            bytes: self.outgoing.body.len() as u64,
             turn: None,
             avoid: None,
         };

@@ -231,6 +231,8 @@ pub fn orchd(args: &[&str]) -> Command {
     command
         .args(args)
         .env_clear()
+        // Nor does a file of the machine that runs the tests.
+        .env("ORCHD_CONFIG", "/dev/null")
         .env("USER", "ada")
         .stdin(Stdio::null());
     command

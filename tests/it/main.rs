@@ -3,6 +3,8 @@
 mod api;
 mod client;
 mod commands;
+mod config;
+mod config_command;
 mod fake_control_plane;
 mod fleet;
 mod gateway;
