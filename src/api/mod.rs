@@ -1,10 +1,11 @@
-//! The control face: `/v2`, health and version.
+//! The control face: `/v2`, health, metrics and version.
 //!
 //! Purpose: HTTP in, `control` asked, HTTP out. Invariants: refusals come in the contract's order (profile, route, size,
 //! type, body, conflict, node), each with a code from the one table in `types`; nothing is acknowledged that `control`
 //! has not. Called by `server` for everything that is not `/v1`.
 
 mod body;
+mod metrics;
 mod nodes;
 mod refusal;
 
@@ -93,6 +94,7 @@ impl Api {
             .route("/v2/catalog/availability", get(availability))
             .route("/v2/meta/version", get(version))
             .route("/health", get(health))
+            .route("/metrics", get(metrics::show))
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .fallback(no_route)
@@ -101,12 +103,13 @@ impl Api {
                 self.clone(),
                 refuse_at_the_door,
             ))
+            .layer(middleware::from_fn_with_state(self.clone(), metrics::count))
             .with_state(self)
     }
 }
 
 /// Paths that need no token: probes and load balancers have none.
-const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
+const OPEN: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
 
 /// First who asks, then whether this profile has what is asked for: the node calls belong to CLOUD, whatever their body.
 async fn refuse_at_the_door(State(api): State<Api>, request: Request, next: Next) -> Response {

@@ -182,6 +182,7 @@ impl Lane {
                 .store
                 .apply(&writes, self.revision)
                 .map(|revision| self.revision = revision);
+            self.control.counters.wrote(stored.is_ok());
         }
         if let Err(e) = &stored {
             error!(error = %e, orders = decided.len(), "the store did not take a batch");
@@ -225,6 +226,8 @@ impl Lane {
         let now = control.clock.both();
         let before = registry.node(&node_id).cloned();
         registry.commit(now, change);
+        let drain = |node: Option<&Node>| node.and_then(|node| node.drain.clone());
+        control.count_drains(drain(before.as_ref()), drain(registry.node(&node_id)));
         control.publish(&registry, &node_id);
         control.settle(&mut registry, &node_id);
         let node = match (registry.node(&node_id).cloned(), before) {
@@ -287,7 +290,9 @@ impl Lane {
         if batch.is_empty() {
             return;
         }
-        match self.store.apply(&batch, self.revision) {
+        let stored = self.store.apply(&batch, self.revision);
+        self.control.counters.wrote(stored.is_ok());
+        match stored {
             Ok(revision) => self.revision = revision,
             Err(e) => {
                 warn!(error = %e, "what was observed of the fleet could not be written; will try again");

@@ -6,6 +6,7 @@
 //! probers it starts.
 
 mod lane;
+mod observe;
 mod views;
 
 use std::collections::BTreeSet;
@@ -18,11 +19,12 @@ use tracing::info;
 
 use crate::admission::{Admission, PoolRoute};
 use crate::clock::Clock;
+use crate::metrics::{Counters, DrainStep};
 use crate::registry::{self, Intent, Moved, Node, Registry};
 use crate::store::{Store, StoreError};
 use crate::types::{
     DrainRequest, HeartbeatReply, HeartbeatRequest, Millis, NodeId, NodeStatus, NodeView, PoolId,
-    PoolState, RegisterReply, RegisterRequest, Sample,
+    PoolState, RegisterReply, RegisterRequest, Sample, UnixMs,
 };
 
 use lane::Order;
@@ -87,6 +89,8 @@ pub struct Control {
     nudge: Notify,
     /// The lane has ended, in good order or in a panic.
     lane_ended: Notify,
+    counters: Arc<Counters>,
+    started_at: UnixMs,
 }
 
 impl Control {
@@ -122,6 +126,8 @@ impl Control {
             unwritten: Mutex::new(BTreeSet::new()),
             nudge: Notify::new(),
             lane_ended: Notify::new(),
+            counters: Arc::default(),
+            started_at: clock.wall(),
         });
         {
             let registry = control.registry();
@@ -295,6 +301,7 @@ impl Control {
 
     fn settle(&self, registry: &mut Registry, node_id: &NodeId) {
         if registry.settle(node_id, self.admission.running(node_id)) {
+            self.counters.drain(DrainStep::Done);
             info!(
                 node_id = node_id.as_str(),
                 "drained: nothing runs there any more"

@@ -256,6 +256,12 @@ impl Node {
         !self.record.departed && self.status() == NodeStatus::Online
     }
 
+    /// Heard by a heartbeat within the timeout, whatever the word.
+    #[must_use]
+    pub fn online(&self) -> bool {
+        self.live.beaten && !self.live.offline
+    }
+
     /// Routable only when nothing better is left: alive before this process began and not heard since.
     #[must_use]
     pub fn suspect(&self) -> bool {
@@ -318,7 +324,7 @@ impl Node {
             registered_at_ms: record.registered_at_ms,
             last_heartbeat_ms: self.live.last_heartbeat_ms,
             version: record.version.clone(),
-            online: self.live.beaten && !self.live.offline,
+            online: self.online(),
             schedulable: self.schedulable(),
             suspect: self.suspect(),
             last_heartbeat_age_ms: self.live.heard.map(|heard| now.mono.since(heard)),
