@@ -10,6 +10,15 @@ use crate::types::ErrorCode;
 
 use super::Api;
 
+/// What the process counts and sees, for Prometheus, as OpenMetrics.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "metrics",
+    tag = "server",
+    security(()),
+    responses((status = 200, description = "All metrics", body = String, content_type = "application/openmetrics-text"))
+)]
 pub(super) async fn show(State(api): State<Api>) -> impl IntoResponse {
     let control = api.control.scrape(api.profile.as_str());
     let kind = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)];
