@@ -13,7 +13,9 @@ use crate::types::{
     NodeId, NodeList, NodeStatus, NodeView, RegisterReply, RegisterRequest, millis,
 };
 
-use super::openapi::{OfDeregister, OfDrain, OfHeartbeat, OfNode, OfNodes, OfRegister, OfUndrain};
+use super::openapi::{
+    LabelSelector, OfDeregister, OfDrain, OfHeartbeat, OfNode, OfNodes, OfRegister, OfUndrain,
+};
 use super::{Api, ApiError, body};
 
 /// Nodes on a page unless told otherwise.
@@ -181,7 +183,7 @@ pub(super) async fn deregister(
     tag = "nodes",
     params(
         ("status" = Option<Vec<NodeStatus>>, Query, explode = false, description = "Any of these words"),
-        ("label" = Option<Vec<String>>, Query, description = "KEY=VALUE; all of them must hold"),
+        ("label" = Option<Vec<LabelSelector>>, Query, description = "KEY=VALUE; all of them must hold"),
         ("limit" = Option<u64>, Query, minimum = 1, description = "Nodes on a page; 1,000 unless told otherwise"),
         ("after" = Option<NodeId>, Query, description = "Names after this one: `next` of the page before"),
         ("departed" = Option<bool>, Query, description = "Only nodes that left but still hold what was asked of them"),

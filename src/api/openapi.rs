@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{IntoResponses, Modify, OpenApi};
+use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder, Schema};
+use utoipa::{IntoResponses, Modify, OpenApi, PartialSchema, ToSchema};
 
 use crate::auth;
 use crate::types::{ErrorBody, ErrorCode};
@@ -28,7 +28,7 @@ use crate::types::{ErrorBody, ErrorCode};
                        `/v2/nodes` is refused with `CLOUD_PROFILE_DISABLED`. Once a token is configured, everything \
                        but health and metrics needs it."
     ),
-    components(schemas(ErrorBody, ErrorCode)),
+    components(schemas(ErrorBody, ErrorCode, LabelSelector)),
     security(("bearer" = []), ("api_key" = [])),
     modifiers(&Schemes)
 )]
@@ -45,6 +45,21 @@ impl Modify for Schemes {
         components.add_security_scheme("api_key", SecurityScheme::ApiKey(key));
     }
 }
+
+/// How a label is asked for.
+pub(super) enum LabelSelector {}
+
+impl PartialSchema for LabelSelector {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::String))
+            .description(Some("`KEY=VALUE`"))
+            .pattern(Some("="))
+            .into()
+    }
+}
+
+impl ToSchema for LabelSelector {}
 
 /// Sets of refusals, by the codes they carry.
 macro_rules! refusals {

@@ -23,7 +23,7 @@ pub struct RegisterRequest {
     /// The machine; without it the node id stands for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_id: Option<String>,
-    /// Where its agent listens.
+    /// Where its agent listens. Only an agentless node, one with `engines`, may leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<HttpUrl>,
     /// Names of its pools.
