@@ -10,7 +10,7 @@
 //!                 │         └───────┐
 //!  L3          api │ gateway       client      HTTP faces; the typed client (agent AND commands)
 //!                 │    │            │
-//!  L2    store ─ control ─ admission   relay  engines  listen  clock    the shells round the pure core
+//!  L2    store ─ control ─ admission   relay  engines  listen  metrics  clock    the shells round the pure core
 //!                 │          │
 //!  L1          registry    dispatch  agent::machine  auth     PURE: no async, IO, tracing, clock, rand, env
 //!                 └──────────┴──────┘
@@ -36,6 +36,7 @@ pub mod dispatch;
 pub mod engines;
 pub mod gateway;
 pub mod listen;
+pub mod metrics;
 pub mod registry;
 pub mod relay;
 pub mod server;

@@ -14,6 +14,7 @@ use futures_util::stream;
 use crate::control::{Events, Told};
 use crate::types::{NodeId, RESYNC};
 
+use super::openapi::OfEvents;
 use super::{Api, ApiError, nodes};
 
 /// How often a quiet stream says that it is there, and where it stands. Proxies close what is silent for a minute.
@@ -21,6 +22,26 @@ const PING: Duration = Duration::from_secs(15);
 /// The place at which a client that was cut off goes on, as browsers and SSE libraries send it.
 const LAST_EVENT_ID: &str = "last-event-id";
 
+/// What happens to the fleet, as server-sent events.
+///
+/// Each frame carries an `id`; sent back as `Last-Event-ID`, the stream goes on behind it. An id that is not known any
+/// more gets an `event: resync` first. Without one, the stream begins with what happens from now on. A comment follows
+/// after every 15 seconds of silence.
+#[utoipa::path(
+    get,
+    path = "/v2/events",
+    operation_id = "events",
+    tag = "nodes",
+    params(
+        ("node_id" = Option<NodeId>, Query, description = "Only what happens to this node"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was seen"),
+    ),
+    responses(
+        (status = 200, description = "Events for as long as the connection lives", body = String,
+         content_type = "text/event-stream"),
+        OfEvents
+    )
+)]
 pub(super) async fn follow(
     State(api): State<Api>,
     RawQuery(query): RawQuery,

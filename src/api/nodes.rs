@@ -9,16 +9,15 @@ use axum::response::{IntoResponse, Response};
 
 use crate::control::NodeFilter;
 use crate::types::{
-    DrainRequest, ErrorCode, HeartbeatReply, HeartbeatRequest, NodeId, NodeStatus, NodeView,
-    RegisterReply, RegisterRequest, millis, name_engines,
+    DrainRequest, ErrorCode, HeartbeatReply, HeartbeatRequest, MAX_GPUS, MAX_LABELS, MAX_POOLS,
+    NodeId, NodeList, NodeStatus, NodeView, RegisterReply, RegisterRequest, millis, name_engines,
 };
 
+use super::openapi::{
+    LabelSelector, OfDeregister, OfDrain, OfHeartbeat, OfNode, OfNodes, OfRegister, OfUndrain,
+};
 use super::{Api, ApiError, body};
 
-/// Limits of a registration and a heartbeat (contract §1.1).
-const MAX_POOLS: usize = 1_024;
-const MAX_GPUS: usize = 64;
-const MAX_LABELS: usize = 64;
 /// Nodes on a page unless told otherwise.
 const PAGE: usize = 1_000;
 
@@ -54,6 +53,15 @@ fn at_most(what: &str, count: usize, limit: usize) -> Result<(), ApiError> {
     }
 }
 
+/// Registers a node, or describes it anew. Idempotent; starts the lease.
+#[utoipa::path(
+    post,
+    path = "/v2/nodes/register",
+    operation_id = "register_node",
+    tag = "nodes",
+    request_body = RegisterRequest,
+    responses((status = 200, description = "Registered", body = RegisterReply), OfRegister)
+)]
 pub(super) async fn register(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -89,6 +97,16 @@ fn asked_name(bytes: &[u8]) -> String {
         .to_owned()
 }
 
+/// Takes a heartbeat: renews the lease and replaces the node's pool status.
+#[utoipa::path(
+    post,
+    path = "/v2/nodes/{id}/heartbeat",
+    operation_id = "heartbeat",
+    tag = "nodes",
+    params(("id" = NodeId, Path, description = "The node")),
+    request_body = HeartbeatRequest,
+    responses((status = 200, description = "Heard", body = HeartbeatReply), OfHeartbeat)
+)]
 pub(super) async fn heartbeat(
     State(api): State<Api>,
     id: NodePath,
@@ -124,6 +142,19 @@ pub(super) async fn heartbeat(
         .map_err(|e: ApiError| e.of_heartbeat(interval_ms))
 }
 
+/// Ends a registration. What an operator asked of the node stays, unless it is to be forgotten.
+#[utoipa::path(
+    delete,
+    path = "/v2/nodes/{id}",
+    operation_id = "deregister_node",
+    tag = "nodes",
+    params(
+        ("id" = NodeId, Path, description = "The node"),
+        ("instance_id" = Option<String>, Query, description = "The agent process that asks"),
+        ("forget" = Option<bool>, Query, description = "Drop what an operator asked of it, too"),
+    ),
+    responses((status = 204, description = "It is gone"), OfDeregister)
+)]
 pub(super) async fn deregister(
     State(api): State<Api>,
     id: NodePath,
@@ -143,6 +174,21 @@ pub(super) async fn deregister(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// All registered nodes, sorted by name.
+#[utoipa::path(
+    get,
+    path = "/v2/nodes",
+    operation_id = "list_nodes",
+    tag = "nodes",
+    params(
+        ("status" = Option<Vec<NodeStatus>>, Query, explode = false, description = "Any of these words"),
+        ("label" = Option<Vec<LabelSelector>>, Query, description = "KEY=VALUE; all of them must hold"),
+        ("limit" = Option<u64>, Query, minimum = 1, description = "Nodes on a page; 1,000 unless told otherwise"),
+        ("after" = Option<NodeId>, Query, description = "Names after this one: `next` of the page before"),
+        ("departed" = Option<bool>, Query, description = "Only nodes that left but still hold what was asked of them"),
+    ),
+    responses((status = 200, description = "A page of nodes", body = NodeList), OfNodes)
+)]
 pub(super) async fn list(
     State(api): State<Api>,
     RawQuery(query): RawQuery,
@@ -209,10 +255,29 @@ pub(super) fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String
     url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned()
 }
 
+/// One node.
+#[utoipa::path(
+    get,
+    path = "/v2/nodes/{id}",
+    operation_id = "get_node",
+    tag = "nodes",
+    params(("id" = NodeId, Path, description = "The node")),
+    responses((status = 200, description = "The node", body = NodeView), OfNode)
+)]
 pub(super) async fn get(State(api): State<Api>, id: NodePath) -> Result<Json<NodeView>, ApiError> {
     Ok(Json(api.control.node(&id.node_id()?)?))
 }
 
+/// No new requests to a node; running ones finish. Idempotent.
+#[utoipa::path(
+    post,
+    path = "/v2/nodes/{id}/drain",
+    operation_id = "drain_node",
+    tag = "nodes",
+    params(("id" = NodeId, Path, description = "The node")),
+    request_body = DrainRequest,
+    responses((status = 202, description = "It drains", body = NodeView), OfDrain)
+)]
 pub(super) async fn drain(
     State(api): State<Api>,
     id: NodePath,
@@ -229,6 +294,15 @@ pub(super) async fn drain(
     Ok((StatusCode::ACCEPTED, Json(view)))
 }
 
+/// The end of a drain, also when there was none.
+#[utoipa::path(
+    delete,
+    path = "/v2/nodes/{id}/drain",
+    operation_id = "undrain_node",
+    tag = "nodes",
+    params(("id" = NodeId, Path, description = "The node")),
+    responses((status = 200, description = "It does not drain", body = NodeView), OfUndrain)
+)]
 pub(super) async fn undrain(
     State(api): State<Api>,
     id: NodePath,

@@ -183,6 +183,7 @@ impl Lane {
                 .store
                 .apply(&writes, self.revision)
                 .map(|revision| self.revision = revision);
+            self.control.counters.wrote(stored.is_ok());
         }
         if let Err(e) = &stored {
             error!(error = %e, orders = decided.len(), "the store did not take a batch");
@@ -226,6 +227,9 @@ impl Lane {
         let before = registry.node(&node_id).cloned();
         let told = Told::of(before.as_ref(), &change);
         registry.commit(now, change);
+        let drained = before.as_ref().and_then(|node| node.drain.as_ref());
+        let drains = registry.node(&node_id).and_then(|node| node.drain.as_ref());
+        control.count_drains(drained, drains);
         control.publish(&registry, &node_id);
         if let Some(node) = registry.node(&node_id).or(before.as_ref()) {
             control.tell_order(now, intent, &told, node);
@@ -276,7 +280,9 @@ impl Lane {
         if batch.is_empty() {
             return;
         }
-        match self.store.apply(&batch, self.revision) {
+        let stored = self.store.apply(&batch, self.revision);
+        self.control.counters.wrote(stored.is_ok());
+        match stored {
             Ok(revision) => self.revision = revision,
             Err(e) => {
                 warn!(error = %e, "what was observed of the fleet could not be written; will try again");

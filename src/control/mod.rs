@@ -7,6 +7,7 @@
 
 mod events;
 mod lane;
+mod observe;
 mod tell;
 mod views;
 
@@ -20,11 +21,12 @@ use tracing::info;
 
 use crate::admission::{Admission, PoolRoute};
 use crate::clock::Clock;
+use crate::metrics::{Counters, DrainStep};
 use crate::registry::{self, Intent, Moved, Node, Registry};
 use crate::store::{Store, StoreError};
 use crate::types::{
     DrainRequest, EngineRef, EventKind, HeartbeatReply, HeartbeatRequest, Millis, Mono, NodeId,
-    NodeStatus, NodeView, Now, PoolId, PoolState, RegisterReply, RegisterRequest, Sample,
+    NodeStatus, NodeView, Now, PoolId, PoolState, RegisterReply, RegisterRequest, Sample, UnixMs,
 };
 
 use events::{EventLog, event};
@@ -100,6 +102,8 @@ pub struct Control {
     agentless: Notify,
     /// The lane has ended, in good order or in a panic.
     lane_ended: Notify,
+    counters: Arc<Counters>,
+    started_at: UnixMs,
 }
 
 impl Control {
@@ -138,6 +142,8 @@ impl Control {
             events: Arc::new(EventLog::new(random_id())),
             agentless: Notify::new(),
             lane_ended: Notify::new(),
+            counters: Arc::default(),
+            started_at: clock.wall(),
         });
         {
             let registry = control.registry();
@@ -325,6 +331,7 @@ impl Control {
             return;
         }
         if registry.settle(node_id, self.admission.running(node_id)) {
+            self.counters.drain(DrainStep::Done);
             info!(
                 node_id = node_id.as_str(),
                 "drained: nothing runs there any more"
@@ -425,6 +432,7 @@ impl Control {
         for node_id in registry.over(now) {
             let count = self.admission.end_running(&node_id);
             registry.cut(&node_id, count);
+            self.counters.cut(count);
             info!(
                 node_id = node_id.as_str(),
                 count, "the time of this drain is over; ended what still ran"

@@ -220,6 +220,12 @@ async fn without_a_working_store_the_fleet_goes_on_and_new_intent_is_refused_who
     );
     assert!(control.register(registration("n2")).await.is_err());
     assert!(control.node(&id("n2")).is_err());
+    let shown = |line: &str| {
+        let text = crate::metrics::expose(&[&control.scrape("cloud")]);
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    };
+    shown("orchd_store_durable 0");
+    shown("orchd_store_errors_total 3");
     disk.break_it(false);
     assert!(
         control
@@ -227,6 +233,8 @@ async fn without_a_working_store_the_fleet_goes_on_and_new_intent_is_refused_who
             .await
             .is_ok()
     );
+    shown("orchd_store_durable 1");
+    shown("orchd_store_errors_total 3");
     control.stop();
 }
 

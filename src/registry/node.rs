@@ -284,6 +284,16 @@ impl Node {
         !self.record.departed && self.status() == NodeStatus::Online
     }
 
+    /// Heard by a heartbeat within the timeout, whatever the word. One unheard in this life of the process counts as
+    /// heard for as long as it keeps its word.
+    #[must_use]
+    pub fn online(&self, now: Mono, timeout_ms: Millis) -> bool {
+        let heard = self.live.heard;
+        self.live.beaten
+            && !self.live.offline
+            && heard.is_none_or(|heard| now.since(heard) <= timeout_ms)
+    }
+
     /// Routable only when nothing better is left: alive before this process began and not heard since, or kept by a
     /// hold.
     #[must_use]
@@ -360,12 +370,7 @@ impl Node {
             registered_at_ms: record.registered_at_ms,
             last_heartbeat_ms: self.live.last_heartbeat_ms,
             version: record.version.clone(),
-            online: self.live.beaten
-                && !self.live.offline
-                && self
-                    .live
-                    .heard
-                    .is_none_or(|heard| now.mono.since(heard) <= timeout_ms),
+            online: self.online(now.mono, timeout_ms),
             schedulable: self.schedulable(),
             suspect: self.suspect(),
             last_heartbeat_age_ms: self.live.heard.map(|heard| now.mono.since(heard)),

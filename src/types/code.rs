@@ -1,9 +1,10 @@
 //! What a refusal under `/v2` says.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Every reason for which the control API refuses. The word is the contract; the status beside it is its only one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
     /// The body or a parameter does not parse or fit.
@@ -63,7 +64,7 @@ impl ErrorCode {
 
 /// The body of every refusal under `/v2`. `success`, `node_id` and `next_heartbeat_ms` appear where the original
 /// system's bodies had them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// The reason, as a word.
     pub code: ErrorCode,

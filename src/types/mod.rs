@@ -12,6 +12,7 @@ mod model;
 mod node;
 mod object;
 mod pool;
+mod schema;
 mod time;
 mod url;
 mod wire;
@@ -28,8 +29,8 @@ pub use time::{Millis, Mono, Now, UnixMs, millis, parse_duration};
 pub use url::{HttpUrl, Origin, UrlError};
 pub use wire::{
     Availability, AvailableModel, Capabilities, DrainAck, DrainOrder, DrainRequest, EngineRef,
-    FleetHold, Gpu, Health, HealthReason, HealthStatus, HeartbeatReply, HeartbeatRequest, NodeList,
-    PoolList, PoolView, RegisterReply, RegisterRequest, Version,
+    FleetHold, Gpu, Health, HealthReason, HealthStatus, HeartbeatReply, HeartbeatRequest, MAX_GPUS,
+    MAX_LABELS, MAX_POOLS, NodeList, PoolList, PoolView, RegisterReply, RegisterRequest, Version,
 };
 
 /// Name of the implicit node that carries the engines of the HOME profile.

@@ -22,12 +22,13 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("clock",          2, &[]),
     ("store",          2, &["registry"]),
     ("admission",      2, &["dispatch"]),
-    ("control",        2, &["registry", "dispatch", "store", "admission"]),
+    ("metrics",        2, &[]),
+    ("control",        2, &["registry", "dispatch", "store", "admission", "metrics"]),
     ("relay",          2, &[]),
     ("engines",        2, &[]),
     ("listen",         2, &[]),
     // HTTP faces, and the typed client. None of them knows the store.
-    ("api",            3, &["auth", "control", "admission", "listen"]),
+    ("api",            3, &["auth", "control", "admission", "listen", "metrics"]),
     ("gateway",        3, &["auth", "admission", "relay", "listen"]),
     ("client",         3, &[]),
     // Processes; siblings that do not know each other.

@@ -12,6 +12,7 @@ mod generated;
 mod journey_cloud;
 mod journey_home;
 mod layers;
+mod metrics;
 mod nodes_drain;
 mod nodes_list;
 mod scenarios;
