@@ -271,6 +271,9 @@ impl Known {
                 "`{name}` is a setting of `orchd serve`: it stands at the top level, above [agent]"
             ));
         }
+        if name == AGENT {
+            return Some("the agent's own settings stand in one table, [agent]".to_owned());
+        }
         if value.is_table() {
             return Some(
                 "settings stand at the top level; the only table is [agent], for the agent's own"

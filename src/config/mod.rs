@@ -107,8 +107,7 @@ impl ConfigError {
     }
 }
 
-/// A command line with its settings.
-#[derive(Debug)]
+/// A command line with its settings. Not to be shown as it is: `globals` may hold a token.
 pub struct Loaded {
     /// What to do.
     pub cli: Cli,

@@ -230,7 +230,7 @@ fn the_agents_table_is_the_agents_and_the_top_level_listen_is_serves() {
 
 #[test]
 fn mistakes_in_the_file_are_named_with_line_key_value_and_what_is_accepted() {
-    let cases: [(&str, &str); 14] = [
+    let cases: [(&str, &str); 15] = [
         (
             "\nqueue_timeout = 30\n",
             "line 2: invalid value '30' for `queue_timeout`: a duration needs its unit here, such as 30s or 30ms",
@@ -285,6 +285,10 @@ fn mistakes_in_the_file_are_named_with_line_key_value_and_what_is_accepted() {
             "[serve]\nlisten = '127.0.0.1:1'",
             "line 1: unknown key `serve`\nhint: settings stand at the top level; the only table is [agent], for the \
              agent's own",
+        ),
+        (
+            "[[agent]]\nlisten = '127.0.0.1:1'",
+            "line 1: unknown key `agent`\nhint: the agent's own settings stand in one table, [agent]",
         ),
         ("cloud = true\nlisten = '127", "line 2: not TOML: "),
     ];
