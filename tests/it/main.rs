@@ -12,5 +12,6 @@ mod layers;
 mod metrics;
 mod nodes_drain;
 mod nodes_list;
+mod openapi;
 mod scripted_engine;
 mod support;
