@@ -244,7 +244,7 @@ fn status(word: &str) -> Result<NodeStatus, ApiError> {
 
 fn flag(key: &str, value: &str) -> Result<bool, ApiError> {
     match value {
-        "true" | "1" | "" => Ok(true),
+        "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(invalid(format!("{key}={value:?} must be true or false"))),
     }

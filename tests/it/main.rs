@@ -15,6 +15,7 @@ mod layers;
 mod metrics;
 mod nodes_drain;
 mod nodes_list;
+mod openapi;
 mod scenarios;
 mod scripted_engine;
 mod support;
