@@ -12,13 +12,18 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod agent;
 mod nodes;
+mod pools;
 mod serve;
 mod tools;
 mod value;
 
 pub use agent::AgentArgs;
 pub use nodes::{
-    NodesCommand, NodesDrainArgs, NodesListArgs, NodesRegisterArgs, NodesUndrainArgs, OutputFormat,
+    DetailFormat, NodesCommand, NodesDrainArgs, NodesGetArgs, NodesListArgs, NodesRegisterArgs,
+    NodesRemoveArgs, NodesUndrainArgs, NodesWaitArgs, OutputFormat, Selection, Wanted,
+};
+pub use pools::{
+    EventsArgs, EventsFormat, ModelsCommand, ModelsListArgs, PoolsCommand, PoolsListArgs,
 };
 pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};
@@ -169,6 +174,17 @@ pub enum Command {
     /// Show and manage the nodes of the fleet
     #[command(subcommand, arg_required_else_help = true)]
     Nodes(NodesCommand),
+    /// Show the engines that requests are routed to
+    #[command(subcommand, arg_required_else_help = true)]
+    Pools(PoolsCommand),
+    /// Show the models that can be asked for
+    #[command(subcommand, arg_required_else_help = true)]
+    Models(ModelsCommand),
+    /// Follow what happens, one line an event
+    ///
+    /// Shows what happens from now on, until interrupted. When the connection is lost it is made again, and goes on where it
+    /// ended; when that is not possible, stderr says that events are missing.
+    Events(EventsArgs),
     /// Print a completion script for a shell
     ///
     /// Where the script belongs depends on the shell; see the examples.

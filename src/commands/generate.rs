@@ -9,12 +9,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap_complete::env::Shells;
 use clap_complete::{Generator as _, Shell};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 use super::failure::Exit;
-use super::output;
+use super::{complete, output};
 use crate::cli;
 use crate::types::VERSION;
 
@@ -66,11 +67,19 @@ pub fn man(dir: Option<&Path>) -> anyhow::Result<ExitCode> {
     Ok(Exit::Done.into())
 }
 
-/// The completion script of a shell, under the name the shell looks for.
+/// The completion script of a shell, under the name the shell looks for. It asks the `orchd` on the path what could stand
+/// next, so that it is never older than the executable, and names of nodes are those of the moment.
+///
+/// # Panics
+/// Never: each of [`SHELLS`] is known to the engine of completions, and memory can be written.
 #[must_use]
 pub fn completion_script(shell: Shell) -> Generated {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut cli::command(), BIN, &mut script);
+    Shells::builtins()
+        .completer(&shell.to_string())
+        .expect("the engine knows the shells there are files for")
+        .write_registration(complete::VARIABLE, BIN, BIN, BIN, &mut script)
+        .expect("memory takes what is written");
     (shell.file_name(BIN), script)
 }
 

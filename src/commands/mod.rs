@@ -5,13 +5,18 @@
 //! `main`.
 
 pub mod agent;
+pub mod complete;
 mod door;
+mod events;
 pub mod failure;
 pub mod generate;
 mod logging;
 pub mod nodes;
 pub mod output;
+pub mod pools;
+mod screen;
 pub mod serve;
+mod words;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -39,6 +44,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             agent::run(*args, cli.connect)
         }
         Command::Nodes(command) => block_on(nodes::run(command, connect(cli.connect)?)),
+        Command::Pools(command) => block_on(pools::pools(command, connect(cli.connect)?)),
+        Command::Models(command) => block_on(pools::models(command, connect(cli.connect)?)),
+        Command::Events(args) => block_on(events::run(args, connect(cli.connect)?)),
         Command::Completions(args) => generate::completions(args.shell),
         Command::Man(args) => generate::man(args.dir.as_deref()),
     }
