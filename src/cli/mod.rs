@@ -187,7 +187,9 @@ pub enum Command {
     Events(EventsArgs),
     /// Print a completion script for a shell
     ///
-    /// Where the script belongs depends on the shell; see the examples.
+    /// Where the script belongs depends on the shell; see the examples. The script asks the `orchd` on the path what could stand
+    /// next, and that one asks the control plane for the names of nodes, with the server and token of the command line or
+    /// of ORCHD_SERVER and ORCHD_API_TOKEN.
     Completions(CompletionsArgs),
     /// Print the manual page, or write all of them
     ///

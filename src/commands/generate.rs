@@ -80,7 +80,24 @@ pub fn completion_script(shell: Shell) -> Generated {
         .expect("the engine knows the shells there are files for")
         .write_registration(complete::VARIABLE, BIN, BIN, BIN, &mut script)
         .expect("memory takes what is written");
+    if shell == Shell::Zsh {
+        script = autoloaded(&script);
+    }
     (shell.file_name(BIN), script)
+}
+
+/// In a directory of `$fpath` the script is not sourced but runs as the body of a function, which must complete at once:
+/// by itself it would only prepare the second press of the key.
+fn autoloaded(script: &[u8]) -> Vec<u8> {
+    const SOURCED: &str = "compdef _clap_dynamic_completer_orchd orchd";
+    const EITHER: &str = "if [ \"$funcstack[1]\" = \"_orchd\" ]; then
+    _clap_dynamic_completer_orchd \"$@\"
+else
+    compdef _clap_dynamic_completer_orchd orchd
+fi";
+    String::from_utf8_lossy(script)
+        .replace(SOURCED, EITHER)
+        .into_bytes()
 }
 
 /// All manual pages, `orchd.1` first.

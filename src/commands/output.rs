@@ -186,7 +186,10 @@ pub fn draw(
     let line = |cells: &mut dyn Iterator<Item = (&str, Style)>| {
         let mut line = String::new();
         for ((text, style), (at, width)) in cells.zip(shown.iter().zip(&fitted)) {
-            let text = truncate_str(text, usize::from(*width), "…");
+            let mut text = truncate_str(text, usize::from(*width), "…");
+            if text.ends_with(" …") {
+                text = text.replace(" …", "…").into();
+            }
             let room = usize::from(*width).saturating_sub(measure_text_width(&text));
             let (before, after) = if columns[*at].right {
                 (room, 0)

@@ -6,6 +6,8 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
+use console::measure_text_width;
+
 use super::output;
 
 /// Second screen, no cursor, no wrapping of lines.
@@ -51,7 +53,12 @@ impl Screen {
         let (_, width) = self.size();
         let texts: Vec<String> = lines
             .iter()
-            .map(|line| output::cut(line, width) + CLEAR_LINE)
+            .map(|line| {
+                let line = output::cut(line, width);
+                // In a full line the cursor stands on the last character, which would be cleared.
+                let full = measure_text_width(&line) >= usize::from(width);
+                if full { line } else { line + CLEAR_LINE }
+            })
             .collect();
         write(&format!("{BEGIN}{}{END}", texts.join("\r\n")))
     }

@@ -3,6 +3,8 @@
 mod api;
 mod client;
 mod commands;
+mod completions;
+mod events;
 mod fake_control_plane;
 mod gateway;
 mod generated;
@@ -11,5 +13,8 @@ mod journey_home;
 mod layers;
 mod nodes_drain;
 mod nodes_list;
+mod nodes_verbs;
+mod nodes_watch;
+mod pools;
 mod scripted_engine;
 mod support;

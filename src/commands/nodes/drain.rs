@@ -28,6 +28,8 @@ const POLL: Duration = Duration::from_millis(250);
 const AWAY: Duration = Duration::from_secs(30);
 /// From so many nodes on the list is read instead of each of them.
 const FEW: usize = 5;
+/// How many nodes are named in a message; of more, the first ones are.
+const NAMED: usize = 8;
 /// Rows of a terminal that are left to what was there before the progress, and to the line that counts the rest.
 const SPARE_ROWS: usize = 3;
 
@@ -156,12 +158,19 @@ impl Waiting {
     }
 
     fn names(&self) -> String {
-        let names: Vec<&str> = self
-            .pending
-            .iter()
-            .map(|pending| pending.node.as_str())
-            .collect();
-        names.join(" ")
+        named(
+            self.pending.iter().map(|pending| pending.node.to_string()),
+            " ",
+        )
+    }
+
+    /// The command line that waits for what is left.
+    fn again(&self) -> String {
+        if self.pending.len() > NAMED {
+            "the same command".to_owned()
+        } else {
+            format!("`orchd nodes drain {}`", self.names())
+        }
     }
 
     fn detach(&mut self) -> anyhow::Result<ExitCode> {
@@ -174,8 +183,9 @@ impl Waiting {
         }
         if !self.pending.is_empty() {
             output::hint(&format!(
-                "wait for it with `orchd nodes drain {}`",
-                self.names()
+                "wait for it with {}",
+                self.again()
+                    .replace("same command", "same command without --detach")
             ));
         }
         Ok(self.failures.exit().into())
@@ -383,17 +393,16 @@ impl Waiting {
     /// Stops waiting before all is done, and says that the drains do not.
     fn leave(&self, exit: Exit, timeout: Option<Duration>) -> ExitCode {
         self.clear();
-        let left: Vec<String> = self
-            .pending
-            .iter()
-            .map(|pending| {
+        let left = named(
+            self.pending.iter().map(|pending| {
                 format!(
                     "{} ({} in flight)",
                     pending.node,
                     requests(pending.in_flight)
                 )
-            })
-            .collect();
+            }),
+            ", ",
+        );
         let what = match (exit, timeout) {
             (Exit::GaveUp, Some(timeout)) => {
                 format!("not drained within {}", show_duration(timeout))
@@ -407,14 +416,8 @@ impl Waiting {
             ));
         }
         crate::commands::failure::show(
-            &Failure::new(
-                exit,
-                format!("{what}: {}; the drain goes on", left.join(", ")),
-            )
-            .hint(format!(
-                "wait again with `orchd nodes drain {}`",
-                self.names()
-            )),
+            &Failure::new(exit, format!("{what}: {left}; the drain goes on"))
+                .hint(format!("wait again with {}", self.again())),
         )
     }
 }
@@ -434,6 +437,16 @@ fn judge(view: Option<NodeView>, drain_id: &str) -> Look {
         }
         Some(_) => Look::Ended,
     }
+}
+
+/// The first of many texts, and how many more there are.
+fn named(texts: impl ExactSizeIterator<Item = String>, between: &str) -> String {
+    let more = texts.len().saturating_sub(NAMED);
+    let mut first: Vec<String> = texts.take(NAMED).collect();
+    if more > 0 {
+        first.push(format!("and {more} more"));
+    }
+    first.join(between)
 }
 
 fn summary(drain: &DrainView) -> String {

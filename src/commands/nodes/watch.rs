@@ -30,8 +30,10 @@ const POLL: Duration = Duration::from_secs(1);
 const REST: u32 = 4;
 /// Events come in groups; the list is read once for those of so short a time.
 const SETTLE: Duration = Duration::from_millis(100);
-/// How long nobody asks again for events that were refused or lost.
-const RETRY: Duration = Duration::from_secs(5);
+/// When events that were lost are asked for again.
+const RETRY: Duration = Duration::from_secs(2);
+/// When events that were refused are asked for again: an older control plane may give way to a newer one.
+const RETRY_REFUSED: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(args: &NodesListArgs, client: Client) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -374,7 +376,14 @@ impl Changes {
                 tokio::time::sleep_until(self.retry).await;
                 match self.client.events(&EventsQuery::default()).await {
                     Ok(stream) => self.stream = Some(stream),
-                    Err(_) => self.retry = Instant::now() + RETRY,
+                    Err(error) => {
+                        let pause = if error.may_pass() {
+                            RETRY
+                        } else {
+                            RETRY_REFUSED
+                        };
+                        self.retry = Instant::now() + pause;
+                    }
                 }
                 continue;
             };
