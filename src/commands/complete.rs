@@ -1,7 +1,7 @@
 //! Completion from within: the scripts of `orchd completions` ask this executable what could stand next, and it asks the
 //! control plane for the names of nodes.
 //!
-//! Invariants: it says nothing but candidates, whatever goes wrong; it takes no longer than [`PATIENCE`]; server and
+//! Invariants: it says nothing but candidates, whatever goes wrong; it asks for no longer than half a second; server and
 //! token are those of the command line being completed, else of the environment. Called by `main` before anything
 //! else, since a shell that completes wants an answer and nothing of what a command does.
 

@@ -1,6 +1,6 @@
 //! What users see: stdout for data, stderr for everything else, and tables.
 //!
-//! Invariants: nothing else writes to either, live progress and the [`screen`](super::screen) apart; a reader who has gone
+//! Invariants: nothing else writes to either, live progress and the screen of a watch apart; a reader who has gone
 //! (`orchd nodes list | head -1`) is not an error; colour appears only on a terminal and never against `NO_COLOR`, and is
 //! one of the terminal's own eight, which its user made readable on its background. Called by every command.
 

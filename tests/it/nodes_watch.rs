@@ -174,7 +174,7 @@ fn a_watch_on_a_terminal_is_redrawn_in_place_and_ctrl_c_brings_back_what_was_the
     let names: Vec<String> = (0..50).map(|n| format!("n{n:02}")).collect();
     let mut fleet: Vec<Value> = names.iter().map(|name| node(name, &json!({}))).collect();
     fleet[40] = node("n40", &json!({"status": "Offline", "online": false}));
-    let fake = Fake::start([listed(&fleet), no_events(), listed(&fleet).again()]);
+    let fake = Fake::start([listed(&fleet), no_events().again(), listed(&fleet).again()]);
     let (exit, seen) = on_terminal(&fake, &[], "more nodes");
     assert_eq!(exit, Some(130));
     assert!(seen.starts_with("\u{1b}[?1049h\u{1b}[?25l"), "{seen:?}");
@@ -201,7 +201,7 @@ fn a_watch_on_a_terminal_is_redrawn_in_place_and_ctrl_c_brings_back_what_was_the
 fn a_watch_on_a_terminal_has_no_colours_against_no_color() {
     let fleet = [node("a", &json!({}))];
     for (environment, colored) in [(&[][..], true), (&[("NO_COLOR", "1")], false)] {
-        let fake = Fake::start([listed(&fleet), no_events(), listed(&fleet).again()]);
+        let fake = Fake::start([listed(&fleet), no_events().again(), listed(&fleet).again()]);
         let (_, seen) = on_terminal(&fake, environment, "qwen3-8b");
         assert_eq!(
             seen.contains("\u{1b}[32mOnline\u{1b}[0m"),
