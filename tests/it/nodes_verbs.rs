@@ -59,7 +59,7 @@ fn get_shows_all_that_is_known_of_a_node() {
         "
 Name:         gpu-1
 Status:       Draining,degraded
-Because:      draining: new kernel, by ada@host, since 1970-01-01T00:00:00Z (25h ago), 2 requests left, ended in 1m05s, 1 cut
+Because:      draining: new kernel, by ada@host, since 1970-01-01T00:00:00Z (25h ago), 2 requests left, cut off in 1m05s, 1 cut
               degraded: GPU 1 is off the bus (GPU_LOST)
               pool embed misconfigured: it answers /props with 404
 Last heard:   3s ago
@@ -464,7 +464,7 @@ fn reasons_say_why_by_whom_and_since_when() {
         "
 fine     Online             3/8  qwen3-8b  3s ago
 gpu-1    Draining,degraded  3/9  qwen3-8b  3s ago
-    draining: new kernel, by ada@host, since 1970-01-01T00:00:00Z (25h ago), 2 requests left, ended in 1m05s, 1 cut
+    draining: new kernel, by ada@host, since 1970-01-01T00:00:00Z (25h ago), 2 requests left, cut off in 1m05s, 1 cut
     degraded: GPU 1 is off the bus (GPU_LOST)
     pool embed misconfigured: it answers /props with 404
 restart  Online,suspect     3/8  qwen3-8b  -

@@ -321,7 +321,7 @@ impl Waiting {
         // Elsewhere the time left would be news with every look.
         if let Some(left) = drain.remaining_ms.filter(|_| self.bars.is_some()) {
             let left = stopwatch(Duration::from_millis(left));
-            text += &format!(", ended in {left}");
+            text += &format!(", cut off in {left}");
         }
         self.say(at, &text);
     }
@@ -344,7 +344,7 @@ impl Waiting {
             pending.bar = Some(spinning(bar));
         }
         if let Some(bar) = &pending.bar {
-            bar.set_message(format!("{}: {text}, {elapsed}", pending.node));
+            bar.set_message(format!("{}: {text}, after {elapsed}", pending.node));
         }
     }
 

@@ -81,7 +81,7 @@ pub(super) fn drain_line(drain: &DrainView, now: UnixMs) -> String {
     }
     if let Some(ms) = drain.remaining_ms {
         parts.push(format!(
-            "ended in {}",
+            "cut off in {}",
             stopwatch(std::time::Duration::from_millis(ms))
         ));
     }
