@@ -15,6 +15,7 @@ mod admission;
 mod agent;
 mod config;
 mod nodes;
+mod pools;
 mod serve;
 mod tools;
 mod value;
@@ -25,7 +26,11 @@ pub use config::{
     ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs, Process,
 };
 pub use nodes::{
-    NodesCommand, NodesDrainArgs, NodesListArgs, NodesRegisterArgs, NodesUndrainArgs, OutputFormat,
+    DetailFormat, NodesCommand, NodesDrainArgs, NodesGetArgs, NodesListArgs, NodesRegisterArgs,
+    NodesRemoveArgs, NodesUndrainArgs, NodesWaitArgs, OutputFormat, Selection, Wanted,
+};
+pub use pools::{
+    EventsArgs, EventsFormat, ModelsCommand, ModelsListArgs, PoolsCommand, PoolsListArgs,
 };
 pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};
@@ -203,6 +208,17 @@ pub enum Command {
     /// Show and manage the nodes of the fleet
     #[command(subcommand, arg_required_else_help = true)]
     Nodes(NodesCommand),
+    /// Show the engines that requests are routed to
+    #[command(subcommand, arg_required_else_help = true)]
+    Pools(PoolsCommand),
+    /// Show the models that can be asked for
+    #[command(subcommand, arg_required_else_help = true)]
+    Models(ModelsCommand),
+    /// Follow what happens, one line an event
+    ///
+    /// Shows what happens from now on, until interrupted. When the connection is lost it is made again, and goes on where it
+    /// ended; when that is not possible, stderr says that events are missing.
+    Events(EventsArgs),
     /// Show and check the settings of `serve` and `agent`
     ///
     /// A setting comes from a flag, else from its variable, else from the configuration file, else from the default. In the
@@ -223,7 +239,9 @@ Examples:
     Config(ConfigCommand),
     /// Print a completion script for a shell
     ///
-    /// Where the script belongs depends on the shell; see the examples.
+    /// Where the script belongs depends on the shell; see the examples. The script asks the `orchd` on the path what could stand
+    /// next, and that one asks the control plane for the names of nodes, with the server and token of the command line or
+    /// of ORCHD_SERVER and ORCHD_API_TOKEN.
     Completions(CompletionsArgs),
     /// Print the manual page, or write all of them
     ///

@@ -100,9 +100,15 @@ impl Failure {
 impl From<&ClientError> for Failure {
     fn from(error: &ClientError) -> Self {
         let (exit, hint) = judge(error);
+        let message = if error.code() == Some(ErrorCode::CloudProfileDisabled) {
+            // The control plane says what to do as well, for those who have no command; here the hint does.
+            "this control plane serves one machine (HOME) and keeps no nodes".to_owned()
+        } else {
+            error.to_string()
+        };
         Self {
             exit,
-            message: error.to_string(),
+            message,
             hint,
         }
     }
@@ -117,6 +123,11 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             hint(
                 "start one with `orchd serve --cloud`, or say where it is with --server or ORCHD_SERVER",
             ),
+        ),
+        ClientError::EventsLost { .. } => (Exit::Unreachable, None),
+        ClientError::BadEventId => (
+            Exit::Usage,
+            hint("`orchd events -o json` shows the ids of events"),
         ),
         ClientError::NotOrchd { .. } => (
             Exit::Unreachable,
@@ -152,7 +163,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             ErrorCode::CloudProfileDisabled => (
                 Exit::Refused,
                 hint(
-                    "this control plane serves one machine; start it with `orchd serve --cloud` to manage a fleet",
+                    "start it with `orchd serve --cloud` to manage a fleet; `orchd pools list` shows the engines of this machine",
                 ),
             ),
             ErrorCode::NotFound | ErrorCode::MethodNotAllowed => (

@@ -23,6 +23,7 @@ const CALLS: [&str; 15] = [
     "GET /openapi.json",
     "GET /readyz",
     "GET /v2/catalog/availability",
+    "GET /v2/events",
     "GET /v2/meta/version",
     "GET /v2/nodes",
     "GET /v2/nodes/{id}",
