@@ -199,8 +199,10 @@ pub(super) async fn list(
     };
     for (key, value) in pairs(query.as_deref()) {
         match key.as_str() {
+            // Nothing is a list of no words; an empty word in a list is none.
+            "status" if value.is_empty() => {}
             "status" => {
-                for word in value.split(',').filter(|word| !word.is_empty()) {
+                for word in value.split(',') {
                     filter.status.push(status(word)?);
                 }
             }

@@ -223,6 +223,21 @@ fn the_description_takes_a_token() {
     assert_eq!(response.header("content-type"), Some("application/json"));
 }
 
+#[test]
+fn a_list_of_words_may_be_empty_and_holds_no_empty_word() {
+    let (cloud, _state) = cloud();
+    for (target, status) in [
+        ("/v2/nodes?status=", 200),
+        ("/v2/nodes?status=Online,Offline", 200),
+        ("/v2/nodes?status=,", 400),
+        ("/v2/nodes?status=Online,", 400),
+        ("/v2/nodes?status=,,,,", 400),
+    ] {
+        let response = http::get(cloud.address, target).expect("an answer");
+        assert_eq!(response.status, status, "{target}");
+    }
+}
+
 // A script with an empty variable, `?forget=$FORGET`, must not drop what an operator asked.
 #[test]
 fn a_flag_without_a_value_is_refused_rather_than_taken_for_yes() {
