@@ -10,7 +10,7 @@
 //!                 │         └───────┐
 //!  L3          api │ gateway       client      HTTP faces; the typed client (agent AND commands)
 //!                 │    │            │
-//!  L2    store ─ control ─ admission   relay  engines  listen  clock    the shells round the pure core
+//!  L2    store ─ control ─ admission   relay  engines  listen  secrets  tls  service  clock    the shells round it
 //!                 │          │
 //!  L1          registry    dispatch  agent::machine  auth     PURE: no async, IO, tracing, clock, rand, env
 //!                 └──────────┴──────┘
@@ -37,6 +37,9 @@ pub mod gateway;
 pub mod listen;
 pub mod registry;
 pub mod relay;
+pub mod secrets;
 pub mod server;
+pub mod service;
 pub mod store;
+pub mod tls;
 pub mod types;

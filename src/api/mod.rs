@@ -19,7 +19,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use crate::auth::Guard;
+use crate::auth::{Area, Denied, Guard};
 use crate::control::Control;
 use crate::listen;
 use crate::types::{ErrorCode, VERSION, Version};
@@ -105,8 +105,8 @@ impl Api {
     }
 }
 
-/// Paths that need no token: probes and load balancers have none.
-const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
+/// Paths that need no token: probes, load balancers and scrapers have none.
+const OPEN: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
 
 /// First who asks, then whether this profile has what is asked for: the node calls belong to CLOUD, whatever their body.
 async fn refuse_at_the_door(State(api): State<Api>, request: Request, next: Next) -> Response {
@@ -122,10 +122,16 @@ async fn refuse_at_the_door(State(api): State<Api>, request: Request, next: Next
 impl Api {
     fn refusal(&self, path: &str, headers: &HeaderMap) -> Option<Response> {
         if !OPEN.contains(&path)
-            && let Err(denied) = self.guard.admit(headers)
+            && let Err(denied) = self.guard.admit(headers, Area::Fleet)
         {
-            let refusal = ApiError::new(ErrorCode::Unauthorized, denied.to_string());
-            let mut response = refusal.into_response();
+            let code = match denied {
+                Denied::Missing | Denied::Wrong => ErrorCode::Unauthorized,
+                Denied::Forbidden => ErrorCode::Forbidden,
+            };
+            let mut response = ApiError::new(code, denied.to_string()).into_response();
+            if code == ErrorCode::Forbidden {
+                return Some(response);
+            }
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

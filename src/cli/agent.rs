@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::value::{Unit, address, duration, label_map};
-use super::{DAY, EngineArg, EngineSpec, Label, MachineId, UsageError, name_engines};
+use super::{DAY, EngineArg, EngineSpec, Label, ListenerArgs, MachineId, UsageError, name_engines};
 use crate::types::{HttpUrl, NodeId};
 
 /// `orchd agent`.
@@ -65,6 +65,10 @@ pub struct AgentArgs {
         value_parser = duration(Unit::Millis, Duration::ZERO, DAY)
     )]
     pub shutdown_grace: Duration,
+
+    /// How it listens.
+    #[command(flatten)]
+    pub listener: ListenerArgs,
 }
 
 impl AgentArgs {

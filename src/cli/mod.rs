@@ -12,6 +12,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod agent;
 mod nodes;
+mod security;
 mod serve;
 mod tools;
 mod value;
@@ -20,6 +21,7 @@ pub use agent::AgentArgs;
 pub use nodes::{
     NodesCommand, NodesDrainArgs, NodesListArgs, NodesRegisterArgs, NodesUndrainArgs, OutputFormat,
 };
+pub use security::{ApiTokenArgs, ClientTokenArgs, ListenerArgs, TokenSource};
 pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};
 use value::text;
@@ -103,12 +105,15 @@ pub fn command() -> clap::Command {
 
 /// Heading of the options in [`ConnectArgs`].
 const CONNECTION: &str = "Connection";
-/// Verbs for which options of the connection mean nothing. `serve` connects to nobody, and takes the token from whoever
-/// connects to it.
+/// Verbs for which options of the connection mean nothing. `serve` connects to no control plane, and takes the token from
+/// whoever connects to it.
 const WITHOUT_CONNECTION: [(&str, &[&str]); 3] = [
     ("serve", &["servers"]),
-    ("completions", &["servers", "api_token"]),
-    ("man", &["servers", "api_token"]),
+    (
+        "completions",
+        &["servers", "api_token", "api_token_file", "ca"],
+    ),
+    ("man", &["servers", "api_token", "api_token_file", "ca"]),
 ];
 
 /// How to reach the control plane. Used by the agent and by every command that talks to one.
@@ -127,27 +132,9 @@ pub struct ConnectArgs {
     )]
     pub servers: Vec<HttpUrl>,
 
-    /// Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than
-    /// the option, which others on this machine can read
-    #[arg(
-        long,
-        value_name = "TOKEN",
-        env = "ORCHD_API_TOKEN",
-        hide_env_values = true,
-        global = true
-    )]
-    pub api_token: Option<ApiToken>,
-}
-
-impl ConnectArgs {
-    /// The token to send; an empty variable means none.
-    #[must_use]
-    pub fn token(&self) -> Option<String> {
-        self.api_token
-            .as_ref()
-            .map(|token| token.0.clone())
-            .filter(|token| !token.is_empty())
-    }
+    /// What to show it, and how to verify it.
+    #[command(flatten)]
+    pub api: ApiTokenArgs,
 }
 
 /// The verbs.
