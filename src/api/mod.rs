@@ -24,7 +24,7 @@ use utoipa::{OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::auth::Guard;
+use crate::auth::{Area, Denied, Guard};
 use crate::control::Control;
 use crate::listen;
 use crate::types::{Availability, ErrorCode, PoolList, VERSION, Version};
@@ -118,7 +118,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(metrics::show))
 }
 
-/// Paths that need no token: probes and load balancers have none.
+/// Paths that need no token: probes, load balancers and scrapers have none.
 const OPEN: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
 
 /// First who asks, then whether this profile has what is asked for: the node calls belong to CLOUD, whatever their body.
@@ -135,10 +135,16 @@ async fn refuse_at_the_door(State(api): State<Api>, request: Request, next: Next
 impl Api {
     fn refusal(&self, path: &str, headers: &HeaderMap) -> Option<Response> {
         if !OPEN.contains(&path)
-            && let Err(denied) = self.guard.admit(headers)
+            && let Err(denied) = self.guard.admit(headers, Area::Fleet)
         {
-            let refusal = ApiError::new(ErrorCode::Unauthorized, denied.to_string());
-            let mut response = refusal.into_response();
+            let code = match denied {
+                Denied::Missing | Denied::Wrong => ErrorCode::Unauthorized,
+                Denied::Forbidden => ErrorCode::Forbidden,
+            };
+            let mut response = ApiError::new(code, denied.to_string()).into_response();
+            if code == ErrorCode::Forbidden {
+                return Some(response);
+            }
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -77,27 +77,27 @@ macro_rules! refusals {
 
 refusals! {
     /// Of every call that takes a token.
-    Guarded: Unauthorized;
+    Guarded: Unauthorized Forbidden;
     /// Of the stream of events.
-    OfEvents: Unauthorized InvalidRequest;
+    OfEvents: Unauthorized Forbidden InvalidRequest;
     /// Of the list of nodes.
-    OfNodes: Unauthorized InvalidRequest CloudProfileDisabled;
+    OfNodes: Unauthorized Forbidden InvalidRequest CloudProfileDisabled;
     /// Of a question about one node.
-    OfNode: Unauthorized NodeNotFound CloudProfileDisabled;
+    OfNode: Unauthorized Forbidden NodeNotFound CloudProfileDisabled;
     /// Of a registration.
-    OfRegister: Unauthorized InvalidRequest NodeIdConflict PayloadTooLarge UnsupportedMediaType CloudProfileDisabled
+    OfRegister: Unauthorized Forbidden InvalidRequest NodeIdConflict PayloadTooLarge UnsupportedMediaType CloudProfileDisabled
         StoreUnavailable ShuttingDown;
     /// Of a heartbeat.
-    OfHeartbeat: Unauthorized InvalidRequest NodeNotFound Superseded PayloadTooLarge UnsupportedMediaType
+    OfHeartbeat: Unauthorized Forbidden InvalidRequest NodeNotFound Superseded PayloadTooLarge UnsupportedMediaType
         CloudProfileDisabled ShuttingDown;
     /// Of a deregistration.
-    OfDeregister: Unauthorized InvalidRequest NodeNotFound Superseded CloudProfileDisabled StoreUnavailable
+    OfDeregister: Unauthorized Forbidden InvalidRequest NodeNotFound Superseded CloudProfileDisabled StoreUnavailable
         ShuttingDown;
     /// Of a drain.
-    OfDrain: Unauthorized InvalidRequest NodeNotFound PayloadTooLarge UnsupportedMediaType CloudProfileDisabled
+    OfDrain: Unauthorized Forbidden InvalidRequest NodeNotFound PayloadTooLarge UnsupportedMediaType CloudProfileDisabled
         StoreUnavailable ShuttingDown;
     /// Of the end of a drain.
-    OfUndrain: Unauthorized NodeNotFound CloudProfileDisabled StoreUnavailable ShuttingDown;
+    OfUndrain: Unauthorized Forbidden NodeNotFound CloudProfileDisabled StoreUnavailable ShuttingDown;
 }
 
 /// The refusals of a call, by status.

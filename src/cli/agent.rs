@@ -9,7 +9,8 @@ use clap::Args;
 
 use super::value::{Unit, address, duration, label_map};
 use super::{
-    DAY, EngineArg, EngineSpec, Label, MachineId, UsageError, name_engines, runtime_dir_warning,
+    DAY, EngineArg, EngineSpec, Label, ListenerArgs, MachineId, UsageError, name_engines,
+    runtime_dir_warning,
 };
 use crate::types::{HttpUrl, NodeId};
 
@@ -75,6 +76,10 @@ pub struct AgentArgs {
         value_parser = duration(Unit::Millis, Duration::ZERO, DAY)
     )]
     pub shutdown_grace: Duration,
+
+    /// How it listens.
+    #[command(flatten)]
+    pub listener: ListenerArgs,
 }
 
 impl AgentArgs {

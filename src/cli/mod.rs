@@ -16,6 +16,7 @@ mod agent;
 mod config;
 mod nodes;
 mod pools;
+mod security;
 mod serve;
 mod tools;
 mod value;
@@ -32,6 +33,7 @@ pub use nodes::{
 pub use pools::{
     EventsArgs, EventsFormat, ModelsCommand, ModelsListArgs, PoolsCommand, PoolsListArgs,
 };
+pub use security::{ApiTokenArgs, ClientTokenArgs, ListenerArgs, TokenSource};
 pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};
 use value::text;
@@ -142,12 +144,18 @@ pub fn command() -> clap::Command {
 
 /// Heading of the options in [`ConnectArgs`].
 const CONNECTION: &str = "Connection";
-/// Verbs for which options of the connection mean nothing. `serve` connects to nobody, and takes the token from whoever
-/// connects to it.
+/// Verbs for which options of the connection mean nothing. `serve` connects to no control plane, and takes the token from
+/// whoever connects to it.
 const WITHOUT_CONNECTION: [(&str, &[&str]); 3] = [
     ("serve", &["servers"]),
-    ("completions", &["config", "servers", "api_token"]),
-    ("man", &["config", "servers", "api_token"]),
+    (
+        "completions",
+        &["config", "servers", "api_token", "api_token_file", "ca"],
+    ),
+    (
+        "man",
+        &["config", "servers", "api_token", "api_token_file", "ca"],
+    ),
 ];
 
 /// How to reach the control plane. Used by the agent and by every command that talks to one.
@@ -166,27 +174,9 @@ pub struct ConnectArgs {
     )]
     pub servers: Vec<HttpUrl>,
 
-    /// Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than
-    /// the option, which others on this machine can read
-    #[arg(
-        long,
-        value_name = "TOKEN",
-        env = "ORCHD_API_TOKEN",
-        hide_env_values = true,
-        global = true
-    )]
-    pub api_token: Option<ApiToken>,
-}
-
-impl ConnectArgs {
-    /// The token to send; an empty variable means none.
-    #[must_use]
-    pub fn token(&self) -> Option<String> {
-        self.api_token
-            .as_ref()
-            .map(|token| token.0.clone())
-            .filter(|token| !token.is_empty())
-    }
+    /// What to show it, and how to verify it.
+    #[command(flatten)]
+    pub api: ApiTokenArgs,
 }
 
 /// The verbs.

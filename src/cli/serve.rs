@@ -9,7 +9,8 @@ use clap::Args;
 use super::admission::{AdmissionPolicy, ByteSize, PolicyParser, size};
 use super::value::{Unit, address, cloud, count, duration};
 use super::{
-    DAY, EngineArg, EngineSpec, HOUR, UsageError, name_engines, runtime_dir_warning, show_duration,
+    ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, UsageError, name_engines,
+    runtime_dir_warning, show_duration,
 };
 
 /// A heartbeat interval that nobody set is a third of the timeout, and at most this: the original system's interval.
@@ -214,6 +215,13 @@ pub struct ServeArgs {
     /// Directory for what must survive a restart [default: orchd's state directory of the user]
     #[arg(long, value_name = "DIR", env = "ORCHD_STATE_DIR", value_hint = clap::ValueHint::DirPath)]
     pub state_dir: Option<PathBuf>,
+
+    /// Who else is let in.
+    #[command(flatten)]
+    pub client: ClientTokenArgs,
+    /// How it listens.
+    #[command(flatten)]
+    pub listener: ListenerArgs,
 }
 
 impl ServeArgs {

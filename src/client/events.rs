@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use reqwest::Method;
 use reqwest::header::{ACCEPT, HeaderName, HeaderValue};
 
 use super::{Client, ClientError, accepted, unreachable};
@@ -57,8 +58,7 @@ impl Client {
         query: &EventsQuery,
     ) -> Result<EventStream, ClientError> {
         let mut request = self
-            .http
-            .get(server.join("/v2/events"))
+            .request(Method::GET, server.join("/v2/events"))
             .header(ACCEPT, "text/event-stream");
         if let Some(node) = &query.node {
             request = request.query(&[("node_id", node.as_str())]);

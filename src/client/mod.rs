@@ -14,13 +14,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use events::{EventStream, EventsQuery, Frame};
 
+use crate::auth::{Guard, Token, Tokens};
+use crate::tls::{self, TlsError};
 use crate::types::{
     Availability, DrainRequest, ErrorBody, ErrorCode, HeartbeatReply, HeartbeatRequest, HttpUrl,
     NodeId, NodeList, NodeStatus, NodeView, PoolList, RegisterReply, RegisterRequest, VERSION,
@@ -96,6 +98,9 @@ pub enum ClientError {
     /// The token cannot travel in a header.
     #[error("the token holds characters that a header cannot carry")]
     BadToken,
+    /// Nobody is trusted by whom an https server could be verified.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The HTTP client cannot be set up on this machine.
     #[error("cannot set up an HTTP client: {}", cause(source))]
     Setup {
@@ -126,6 +131,17 @@ impl ClientError {
         )
     }
 
+    /// Whether a server was found, and its TLS is what is wrong.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => tls::explain(source).is_some(),
+            Self::NoneAnswered { tried } => tried.iter().any(Self::is_tls),
+            Self::Tls(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the next server may do better: this one cannot be reached, is something else, or is on its way out.
     fn try_next(&self) -> bool {
         matches!(
@@ -139,6 +155,9 @@ impl ClientError {
 fn cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
+    }
+    if let Some(why) = tls::explain(error) {
+        return why;
     }
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {
@@ -211,8 +230,11 @@ pub struct ModelMeta {
 /// A client of one control plane, which may have several addresses. Clones share what they learn.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::Client,
     attempt_timeout: Duration,
+    /// Asks without a token: see [`Client::request`].
+    tokenless: reqwest::Client,
+    /// Holds the token to show, which may change.
+    guard: Guard,
     servers: Arc<[HttpUrl]>,
     /// Index of the server that answered last.
     preferred: Arc<AtomicUsize>,
@@ -228,19 +250,30 @@ impl Client {
         token: Option<String>,
         attempt_timeout: Duration,
     ) -> Result<Self, ClientError> {
+        let token = token
+            .map(|secret| Token::new(&secret).map_err(|_| ClientError::BadToken))
+            .transpose()?;
+        let guard = Guard::new(Tokens {
+            api: token.into_iter().collect(),
+            client: Vec::new(),
+        });
+        Self::guarded(servers, guard, attempt_timeout)
+    }
+
+    /// The same, showing whatever is the first API token of `guard` at the moment.
+    ///
+    /// # Errors
+    /// No servers, an HTTP client that cannot be set up, an https server and no authority to verify it by.
+    pub fn guarded(
+        servers: Vec<HttpUrl>,
+        guard: Guard,
+        attempt_timeout: Duration,
+    ) -> Result<Self, ClientError> {
         if servers.is_empty() {
             return Err(ClientError::NoServer);
         }
-        let mut headers = HeaderMap::new();
-        if let Some(token) = token {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| ClientError::BadToken)?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
         let mut builder = reqwest::Client::builder()
             .user_agent(format!("orchd/{VERSION}"))
-            .default_headers(headers)
             // The limit of a whole attempt is set with each request: a stream of events has none.
             .connect_timeout(attempt_timeout)
             // Control traffic is rare. A fresh connection each time costs little, and a connection whose other end
@@ -251,12 +284,15 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             // Control traffic stays inside; a proxy in the environment is for the way out.
             .no_proxy();
-        if !servers.iter().any(|server| server.origin().https) {
+        builder = if servers.iter().any(|server| server.origin().https) {
+            builder.tls_backend_preconfigured(tls::client_config()?)
+        } else {
             // Without https no certificate is checked: do not fail on a machine that has no system roots.
-            builder = builder.tls_certs_only([]);
-        }
+            builder.tls_certs_only([])
+        };
         Ok(Self {
-            http: builder
+            guard,
+            tokenless: builder
                 .build()
                 .map_err(|source| ClientError::Setup { source })?,
             attempt_timeout,
@@ -470,9 +506,17 @@ impl Client {
         })
     }
 
+    /// A request that shows the token of the moment. Every call begins here.
+    fn request(&self, method: Method, url: String) -> reqwest::RequestBuilder {
+        let request = self.tokenless.request(method, url);
+        match self.guard.bearer() {
+            Some(bearer) => request.header(AUTHORIZATION, bearer),
+            None => request,
+        }
+    }
+
     async fn attempt(&self, server: &HttpUrl, call: &Call) -> Result<Vec<u8>, ClientError> {
         let mut request = self
-            .http
             .request(call.method.clone(), server.join(&call.path))
             .timeout(self.attempt_timeout)
             .query(&call.query);
@@ -594,6 +638,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
     let code = match status.as_u16() {
         400 => ErrorCode::InvalidRequest,
         401 => ErrorCode::Unauthorized,
+        403 => ErrorCode::Forbidden,
         404 => ErrorCode::NotFound,
         405 => ErrorCode::MethodNotAllowed,
         409 => ErrorCode::NodeIdConflict,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::agent::{self, AgentError, End};
-use crate::cli::{AgentArgs, ConnectArgs};
+use crate::cli::{AgentArgs, ConnectArgs, TokenSource};
 use crate::client::Client;
 use crate::engines::Engine;
 use crate::types::NodeId;
@@ -23,12 +23,17 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Why it does not start, or why it ended.
 pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     door::raise_descriptor_limit();
-    let token = connect.token();
+    door::trust(connect.api.ca.as_deref())?;
     let host = sysinfo::System::host_name().ok();
-    let guard = door::guard(token.clone(), args.listen)?;
+    let secrets = door::secrets(
+        connect.api.tokens()?,
+        TokenSource::None,
+        &args.listener,
+        args.listen,
+    )?;
     let settings = agent::Settings {
-        guard,
-        client: Client::new(connect.servers, token, ATTEMPT_TIMEOUT)?,
+        client: Client::guarded(connect.servers, secrets.guard(), ATTEMPT_TIMEOUT)?,
+        max_connections: door::max_connections(&args.listener),
         node_id: node_id(args.node_id.clone(), host.as_deref())?,
         machine_id: args
             .machine_id
@@ -53,7 +58,7 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(agent::run(settings));
+    let ended = runtime.block_on(agent::run(settings, secrets));
     runtime.shutdown_background();
     match ended {
         Ok(End::Stopped) => Ok(Exit::Done.into()),

@@ -14,6 +14,7 @@ use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
 use crate::cli::{self, ConnectArgs};
 use crate::client::{Client, NodesQuery};
+use crate::commands::door;
 use crate::types::NodeView;
 
 /// What a person waits for names after pressing a key.
@@ -87,8 +88,9 @@ fn nodes() -> Option<Vec<NodeView>> {
         .try_get_matches_from(rejoined(words))
         .ok()?;
     let connect = ConnectArgs::from_arg_matches(&matches).ok()?;
-    let token = connect.token();
-    let client = Client::new(connect.servers, token, PATIENCE).ok()?;
+    door::trust(connect.api.ca.as_deref()).ok()?;
+    let guard = door::shown(connect.api.tokens().ok()?).ok()?;
+    let client = Client::guarded(connect.servers, guard, PATIENCE).ok()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

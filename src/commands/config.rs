@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::cli::{
     Cli, Command, ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs,
-    Process, show_duration,
+    Process, TokenSource, show_duration,
 };
 use crate::config::{self, Loaded, Origin, Setting, Value};
 
@@ -125,14 +125,26 @@ fn unit(args: &ConfigUnitArgs, globals: &[OsString]) -> anyhow::Result<ExitCode>
 /// What `serve` and `agent` object to before they bind, beyond the form of single values.
 fn accept(cli: &Cli) -> anyhow::Result<()> {
     logging::check()?;
+    door::trust(cli.connect.api.ca.as_deref())?;
     match &cli.command {
         Command::Serve(args) => {
             args.check()?;
-            door::guard(cli.connect.token(), args.listen)?;
+            let client = args.client.tokens()?;
+            door::secrets(
+                cli.connect.api.tokens()?,
+                client,
+                &args.listener,
+                args.listen,
+            )?;
         }
         Command::Agent(args) => {
             args.check()?;
-            door::guard(cli.connect.token(), args.listen)?;
+            door::secrets(
+                cli.connect.api.tokens()?,
+                TokenSource::None,
+                &args.listener,
+                args.listen,
+            )?;
         }
         _ => {}
     }

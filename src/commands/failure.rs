@@ -118,6 +118,8 @@ impl From<&ClientError> for Failure {
 fn judge(error: &ClientError) -> (Exit, Option<String>) {
     let hint = |text: &str| Some(text.to_owned());
     match error {
+        // It says itself what is to be done.
+        error if error.is_tls() => (Exit::Unreachable, None),
         ClientError::Unreachable { .. } | ClientError::NoneAnswered { .. } => (
             Exit::Unreachable,
             hint(
@@ -135,7 +137,9 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
         ),
         ClientError::Unauthorized { status: 401, .. } => (
             Exit::Unauthorized,
-            hint("put the control plane's token into ORCHD_API_TOKEN"),
+            hint(
+                "put the control plane's token into ORCHD_API_TOKEN, or its file into ORCHD_API_TOKEN_FILE",
+            ),
         ),
         ClientError::Unauthorized { .. } => (
             Exit::Unauthorized,
@@ -146,6 +150,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             hint("check ORCHD_API_TOKEN for line breaks and other control characters"),
         ),
         ClientError::NoServer => (Exit::Usage, hint("name one with --server or ORCHD_SERVER")),
+        ClientError::Tls(_) => (Exit::Unreachable, None),
         ClientError::Setup { .. } => (
             Exit::Failed,
             hint(
@@ -182,6 +187,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             ErrorCode::InvalidRequest
             | ErrorCode::Superseded
             | ErrorCode::Unauthorized
+            | ErrorCode::Forbidden
             | ErrorCode::PayloadTooLarge
             | ErrorCode::UnsupportedMediaType => (Exit::Refused, None),
             ErrorCode::Internal => (Exit::Failed, hint("see the log of the control plane")),

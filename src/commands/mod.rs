@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::cli::{Command, ConnectArgs};
-use crate::client::{Client, ClientError};
+use crate::client::Client;
 use crate::config::{Loaded, load};
 
 /// What a person waits for one answer before being told that there is none.
@@ -70,9 +70,10 @@ fn dispatch(loaded: Loaded) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn connect(args: ConnectArgs) -> Result<Client, ClientError> {
-    let token = args.token();
-    Client::new(args.servers, token, ATTEMPT_TIMEOUT)
+fn connect(args: ConnectArgs) -> anyhow::Result<Client> {
+    door::trust(args.api.ca.as_deref())?;
+    let guard = door::shown(args.api.tokens()?)?;
+    Ok(Client::guarded(args.servers, guard, ATTEMPT_TIMEOUT)?)
 }
 
 /// Runs one command to its end; a command needs no second thread.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tracing::warn;
 
-use crate::auth::Guard;
 use crate::cli::{AdmissionPolicy, ConnectArgs, ServeArgs};
 use crate::engines::Engine;
 use crate::server::{self, ServeError, Setup};
@@ -24,14 +24,21 @@ const HOME_SAMPLE_TTL_MS: u64 = 10_000;
 /// Why it does not start.
 pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     door::raise_descriptor_limit();
-    let guard = door::guard(connect.token(), args.listen)?;
-    let settings = settings(args, guard)?;
+    door::trust(connect.api.ca.as_deref())?;
+    let client = args.client.tokens()?;
+    let secrets = door::secrets(connect.api.tokens()?, client, &args.listener, args.listen)?;
+    if args.cloud && secrets.guard().bearer().is_none() && !secrets.guard().tokens().is_empty() {
+        warn!(
+            "there are tokens of clients and none of operators (ORCHD_API_TOKEN): no agent can register, no command is let in"
+        );
+    }
+    let settings = settings(args)?;
     let address = settings.listen;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let served = runtime.block_on(server::run(settings));
+    let served = runtime.block_on(server::run(settings, secrets));
     // After a second signal, threads that still let requests finish are not waited for.
     runtime.shutdown_background();
     match served {
@@ -49,7 +56,7 @@ pub(super) fn default_state_dir() -> Option<PathBuf> {
         .and_then(|dirs| dirs.state_dir().map(ToOwned::to_owned))
 }
 
-fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
+fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
     let heartbeat_interval_ms = millis(args.effective_heartbeat_interval());
     let control = control::Settings {
         // HOME reads its engines itself: there is nobody whose silence could mean anything.
@@ -104,7 +111,7 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
     Ok(server::Settings {
         setup,
         listen: args.listen,
-        guard,
+        max_connections: door::max_connections(&args.listener),
         control,
         admission,
         shutdown_grace: args.shutdown_grace,

@@ -9,7 +9,7 @@ use super::file::nearest;
 /// Prefixes of ours, and of the systems whose variables are taken over.
 const PREFIXES: [&str; 3] = ["ORCHD_", "ORCHESTRATORD_", "LLORCH_"];
 /// Variables that are read elsewhere than in the definition of the command line.
-const ALSO_READ: [&str; 1] = ["ORCHD_LOG"];
+const ALSO_READ: [&str; 2] = ["ORCHD_LOG", "LLORCH_API_TOKEN"];
 
 /// A warning for every variable of ours that nothing reads: most likely its name is misspelt.
 pub(super) fn unknown(definition: &Command) -> Vec<String> {

@@ -104,6 +104,9 @@ impl GatewayError {
                 invalid,
                 "method_not_allowed",
             ),
+            Self::Denied(Denied::Forbidden) => {
+                (StatusCode::FORBIDDEN, "permission_error", "forbidden")
+            }
             Self::Denied(_) => (StatusCode::UNAUTHORIZED, invalid, "invalid_api_key"),
             Self::Refused(Refused::QueueFull { .. } | Refused::NoRoom { .. }) => (
                 StatusCode::TOO_MANY_REQUESTS,

@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use tracing::info;
 
 use crate::admission::{Admission, Ask, EndSignal, Failure, ModelIx, Permit};
-use crate::auth::{API_KEY, Guard};
+use crate::auth::{API_KEY, Area, Guard};
 use crate::clock::Clock;
 use crate::listen;
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
@@ -92,7 +92,7 @@ impl Gateway {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let id = self.request_id(request.headers());
-        let result = match self.guard.admit(request.headers()) {
+        let result = match self.guard.admit(request.headers(), Area::Models) {
             Ok(()) => self.admitted(request, &id).await,
             Err(denied) => {
                 listen::discard(request.into_body()).await;
@@ -250,9 +250,8 @@ impl Exchange<'_> {
             permit.sent();
             let mut end = permit.end_signal();
             // The token is for this fleet's own agents, not for whatever a heartbeat may name as an engine.
-            match self.gateway.guard.token().filter(|_| upstream.trusted) {
-                Some(token) => {
-                    let bearer = token.bearer().clone();
+            match self.gateway.guard.bearer().filter(|_| upstream.trusted) {
+                Some(bearer) => {
                     self.outgoing.headers.insert(header::AUTHORIZATION, bearer);
                 }
                 None => drop(self.outgoing.headers.remove(header::AUTHORIZATION)),
@@ -411,7 +410,8 @@ fn judge(mut response: Response<RelayBody<Carried>>) -> Judged {
 /// What a missing answer says of its pool; `None` when the trouble is this process's own.
 fn failure(error: &SendError) -> Option<Failure> {
     use std::io::ErrorKind::{
-        ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,
+        ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData, NetworkUnreachable,
+        TimedOut,
     };
     match error {
         SendError::Connect { source, .. } => {
@@ -421,6 +421,8 @@ fn failure(error: &SendError) -> Option<Failure> {
                 HostUnreachable,
                 NetworkUnreachable,
                 TimedOut,
+                // A certificate that cannot be trusted.
+                InvalidData,
             ];
             theirs.contains(&source.kind()).then_some(Failure::Refused)
         }

@@ -1,38 +1,37 @@
 //! Serving threads: each with a runtime of its own, so that a request runs to completion where it was accepted.
 //!
-//! Purpose: accept, serve HTTP/1.1, and stop without cutting anybody off. Invariants: one listening socket, bound before
-//! anything else is done, shared by all threads; a stop closes the listener first, lets what runs end within its grace,
-//! and then ends. Called by `server` and `agent`.
+//! Purpose: accept, serve HTTP/1.1 with or without TLS, and stop without cutting anybody off. Invariants: one listening
+//! socket, bound before anything else is done, shared by all threads; connections are bounded, and when there are too
+//! many, those that idle for the longest time give way, so that no number of them keeps others out; a stop closes the
+//! listener first, lets what runs end within its grace, and then ends. Called by `server` and `agent`.
 
 mod collect;
+mod connection;
+mod places;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{Request, Response, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::warn;
+
+use crate::tls::Acceptor;
 
 pub use collect::{CollectError, collect, discard};
+use places::Places;
 
-/// A client that sends its request head slower than this is not one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long an idle connection stays open after a stop, for a request that was sent before its client could know.
-const LINGER: Duration = Duration::from_millis(250);
+/// How soon a thread that is full of working connections looks again for an idle one.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// How long to wait when the system has no descriptors left for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -51,6 +50,7 @@ pub trait Handler: Clone + Send + 'static {
     /// The answer's body.
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
         + Send
+        + Unpin
         + 'static;
 
     /// Answers.
@@ -63,10 +63,55 @@ pub trait Handler: Clone + Send + 'static {
     fn panicked(&self, uri: &Uri) -> Response<Self::Body>;
 }
 
+/// How a listener takes connections.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Speaks TLS with this certificate; without one, plain HTTP.
+    pub tls: Option<Acceptor>,
+    /// Connections at one time, over all threads; those that are just being closed to make room for others come on top,
+    /// an eighth of it at most.
+    pub max_connections: usize,
+}
+
+impl Settings {
+    /// How addresses of this listener begin.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+/// Asks the serving threads whether they are alive.
+#[derive(Debug, Clone)]
+pub struct Pulse(Vec<mpsc::UnboundedSender<oneshot::Sender<()>>>);
+
+impl Pulse {
+    /// Waits until every serving thread has answered; false when one of them has ended.
+    pub async fn felt(&self) -> bool {
+        let asked: Vec<oneshot::Receiver<()>> = self
+            .0
+            .iter()
+            .map(|thread| {
+                let (answer, answered) = oneshot::channel();
+                // Of a thread that has ended the answer is dropped, which tells.
+                drop(thread.send(answer));
+                answered
+            })
+            .collect();
+        for answered in asked {
+            if answered.await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
 /// The serving threads of one listener.
 pub struct Workers {
     stop: watch::Sender<Option<Duration>>,
     threads: Vec<JoinHandle<()>>,
+    pulse: Pulse,
 }
 
 impl Workers {
@@ -78,26 +123,44 @@ impl Workers {
         name: &str,
         listener: &TcpListener,
         threads: usize,
+        settings: &Settings,
         handler: &H,
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(None);
+        let threads = threads.max(1);
         let mut workers = Self {
             stop,
             threads: Vec::with_capacity(threads),
+            pulse: Pulse(Vec::with_capacity(threads)),
         };
-        for _ in 0..threads.max(1) {
+        for _ in 0..threads {
             let listener = listener.try_clone()?;
-            let handler = handler.clone();
-            let stopped = stopped.clone();
+            let (ask, asked) = mpsc::unbounded_channel();
+            let thread = Thread {
+                handler: handler.clone(),
+                stopped: stopped.clone(),
+                asked,
+                tls: settings.tls.clone(),
+                limit: settings.max_connections.div_ceil(threads).max(1),
+                places: Places::default(),
+                connections: JoinSet::new(),
+            };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
-                .spawn(move || runtime.block_on(serve(listener, handler, stopped)))?;
+                .spawn(move || runtime.block_on(thread.serve(listener)))?;
             workers.threads.push(thread);
+            workers.pulse.0.push(ask);
         }
         Ok(workers)
+    }
+
+    /// A way to ask the threads whether they are alive.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Accepts nobody from now on, lets what runs end within `grace`, and then ends it. Blocks until all is done.
@@ -111,62 +174,96 @@ impl Workers {
     }
 }
 
-async fn serve<H: Handler>(
-    listener: TcpListener,
+/// One serving thread.
+struct Thread<H> {
     handler: H,
-    mut stopped: watch::Receiver<Option<Duration>>,
-) {
-    let backlog = listener.try_clone();
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(e) => {
-            warn!(error = %e, "a serving thread cannot use its listener");
-            return;
-        }
-    };
-    let mut connections = JoinSet::new();
-    let mut refused = false;
-    let grace = loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    refused = false;
-                    connections.spawn(connection(stream, handler.clone(), stopped.clone()));
-                }
-                Err(e) => {
-                    // While it lasts it is the same story.
-                    if !refused {
-                        warn!(error = %e, "cannot accept connections; will go on trying");
+    stopped: watch::Receiver<Option<Duration>>,
+    asked: mpsc::UnboundedReceiver<oneshot::Sender<()>>,
+    tls: Option<Acceptor>,
+    /// Connections it may have.
+    limit: usize,
+    places: Places,
+    connections: JoinSet<()>,
+}
+
+impl<H: Handler> Thread<H> {
+    async fn serve(mut self, listener: TcpListener) {
+        let backlog = listener.try_clone();
+        let listener = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(e) => {
+                warn!(error = %e, "a serving thread cannot use its listener");
+                return;
+            }
+        };
+        let mut refused = false;
+        // Full of connections that work, or waiting for those that were asked to leave: others wait in the backlog, or
+        // are taken by another thread.
+        let mut full = false;
+        let mut stopped = self.stopped.clone();
+        let grace = loop {
+            tokio::select! {
+                accepted = listener.accept(), if !full => match accepted {
+                    Ok((stream, _)) => {
+                        refused = false;
+                        self.take(stream);
+                        full = !self.places.make_room(self.limit);
                     }
-                    refused = true;
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    Err(e) => {
+                        // While it lasts it is the same story.
+                        if !refused {
+                            warn!(error = %e, "cannot accept connections; will go on trying");
+                        }
+                        refused = true;
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(ended) = self.connections.join_next_with_id() => {
+                    let id = ended.map_or_else(|failed| failed.id(), |(id, ())| id);
+                    self.places.remove(id);
+                    full = full && !self.places.make_room(self.limit);
                 }
-            },
-            Some(_) = connections.join_next() => {}
-            grace = stop_asked(&mut stopped) => break grace,
+                () = tokio::time::sleep(FULL_PAUSE), if full => full = !self.places.make_room(self.limit),
+                Some(answer) = self.asked.recv() => drop(answer.send(())),
+                grace = stop_asked(&mut stopped) => break grace,
+            }
+        };
+        drop(listener);
+        // Whoever connected before the stop is answered; a connection left in the backlog would be reset.
+        while let Ok((stream, _)) = backlog
+            .as_ref()
+            .map_err(|_| ())
+            .and_then(|backlog| backlog.accept().map_err(|_| ()))
+        {
+            let stream = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.take(stream);
+            }
         }
-    };
-    drop(listener);
-    // Whoever connected before the stop is answered; a connection left in the backlog would be reset.
-    while let Ok((stream, _)) = backlog
-        .as_ref()
-        .map_err(|_| ())
-        .and_then(|backlog| backlog.accept().map_err(|_| ()))
-    {
-        let stream = stream
-            .set_nonblocking(true)
-            .and_then(|()| TcpStream::from_std(stream));
-        if let Ok(stream) = stream {
-            connections.spawn(connection(stream, handler.clone(), stopped.clone()));
+        drop(backlog);
+        let connections = &mut self.connections;
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(grace, all).await.is_err() {
+            warn!(
+                connections = self.connections.len(),
+                "the grace has ended; closing what still runs"
+            );
         }
     }
-    drop(backlog);
-    let all = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(grace, all).await.is_err() {
-        warn!(
-            connections = connections.len(),
-            "the grace has ended; closing what still runs"
+
+    fn take(&mut self, stream: TcpStream) {
+        let place = self.places.take();
+        let connection = connection::serve(
+            stream,
+            self.tls.clone(),
+            self.handler.clone(),
+            Arc::clone(&place),
+            self.stopped.clone(),
         );
+        let id = self.connections.spawn(connection).id();
+        self.places.add(id, place);
     }
 }
 
@@ -174,48 +271,4 @@ async fn serve<H: Handler>(
 async fn stop_asked(stopped: &mut watch::Receiver<Option<Duration>>) -> Duration {
     let asked = stopped.wait_for(Option::is_some).await.map(|grace| *grace);
     asked.ok().flatten().unwrap_or_default()
-}
-
-async fn connection<H: Handler>(
-    stream: TcpStream,
-    handler: H,
-    mut stopped: watch::Receiver<Option<Duration>>,
-) {
-    // Without it every small write waits for the other side's acknowledgement of the one before.
-    if let Err(e) = stream.set_nodelay(true) {
-        debug!(error = %e, "a connection ended before it began");
-        return;
-    }
-    let service = service_fn(move |request| {
-        let handler = handler.clone();
-        let uri = Request::uri(&request).clone();
-        async move {
-            // A defect in one request is that request's 500.
-            let answer = AssertUnwindSafe(handler.handle(request))
-                .catch_unwind()
-                .await;
-            Ok::<_, Infallible>(answer.unwrap_or_else(|_| handler.panicked(&uri)))
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = stop_asked(&mut stopped) => {
-            // A request that is on its way is read before the connection is closed.
-            match tokio::time::timeout(LINGER, connection.as_mut()).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        }
-    };
-    if let Err(e) = ended {
-        debug!(error = %e, "a connection ended early");
-    }
 }

@@ -42,6 +42,8 @@ pub enum Outcome {
     Invalid,
     /// No token, or another one.
     Unauthorized,
+    /// The token opens other doors.
+    Forbidden,
     /// Another machine holds the node id and is alive.
     Conflict,
     /// A newer agent process has taken the node id.
@@ -66,10 +68,11 @@ pub enum Outcome {
 
 impl Outcome {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Ok,
         Self::Invalid,
         Self::Unauthorized,
+        Self::Forbidden,
         Self::Conflict,
         Self::Superseded,
         Self::UnknownNode,
@@ -89,6 +92,7 @@ impl Outcome {
             Self::Ok => "ok",
             Self::Invalid => "invalid",
             Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::Conflict => "conflict",
             Self::Superseded => "superseded",
             Self::UnknownNode => "unknown_node",
@@ -110,6 +114,7 @@ impl From<ErrorCode> for Outcome {
                 Self::Invalid
             }
             ErrorCode::Unauthorized => Self::Unauthorized,
+            ErrorCode::Forbidden => Self::Forbidden,
             ErrorCode::NodeNotFound => Self::UnknownNode,
             ErrorCode::NodeIdConflict => Self::Conflict,
             ErrorCode::Superseded => Self::Superseded,

@@ -11,6 +11,8 @@ pub enum ErrorCode {
     InvalidRequest,
     /// It takes a token, and brought none or another one.
     Unauthorized,
+    /// It brought a client's token, which opens `/v1` only.
+    Forbidden,
     /// No route of this name.
     NotFound,
     /// A node id of which nothing is known.
@@ -42,6 +44,7 @@ impl ErrorCode {
         match self {
             Self::InvalidRequest => 400,
             Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::NotFound | Self::NodeNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::NodeIdConflict | Self::Superseded => 409,

@@ -14,7 +14,7 @@ const METHODS: [&str; 5] = ["get", "put", "post", "delete", "patch"];
 /// Calls that need no token.
 const OPEN: [&str; 4] = ["/health", "/livez", "/metrics", "/readyz"];
 /// All calls.
-const CALLS: [&str; 15] = [
+const CALLS: [&str; 16] = [
     "DELETE /v2/nodes/{id}",
     "DELETE /v2/nodes/{id}/drain",
     "GET /health",
