@@ -22,7 +22,9 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
     $completions = @(switch ($command) {
         'orchd' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('-V', '-V ', [CompletionResultType]::ParameterName, 'Print version')
@@ -44,15 +46,22 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--label', '--label', [CompletionResultType]::ParameterName, 'Label of this node; repeatable')
             [CompletionResult]::new('--gpu-fixture', '--gpu-fixture', [CompletionResultType]::ParameterName, 'Read the GPUs from this file instead of from the driver, for tests')
             [CompletionResult]::new('--shutdown-grace', '--shutdown-grace', [CompletionResultType]::ParameterName, 'How long running requests may go on after a stop signal (0s to 24h)')
+            [CompletionResult]::new('--tls-cert', '--tls-cert', [CompletionResultType]::ParameterName, 'File with the certificate (PEM) to speak TLS with, and those between it and its authority; read again when it changes')
+            [CompletionResult]::new('--tls-key', '--tls-key', [CompletionResultType]::ParameterName, 'File with its private key (PEM)')
+            [CompletionResult]::new('--max-connections', '--max-connections', [CompletionResultType]::ParameterName, 'Connections at one time; beyond, those that idle for the longest time are closed (16 to 1000000) [default: half of the files this process may open, at most 65536]')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
         }
         'orchd;nodes' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('list', 'list', [CompletionResultType]::ParameterValue, 'List the nodes of the fleet')
@@ -67,7 +76,9 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'How to print the list')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Only nodes of these statuses; repeatable, or separated by commas')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('--no-headers', '--no-headers', [CompletionResultType]::ParameterName, 'Leave out the line of column names')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
@@ -78,7 +89,9 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--machine-id', '--machine-id', [CompletionResultType]::ParameterName, 'Machine id its agent will give; an agent with another one takes the name over only after the node timeout [default: the name of the node]')
             [CompletionResult]::new('--label', '--label', [CompletionResultType]::ParameterName, 'Label of the node; repeatable')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
@@ -87,7 +100,9 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--reason', '--reason', [CompletionResultType]::ParameterName, 'Why, for those who look at the node later')
             [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Stop waiting after this long; the drain goes on (1ms to 24h) [default: wait for ever]')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('--detach', '--detach', [CompletionResultType]::ParameterName, 'Do not wait')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
@@ -95,7 +110,9 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
         }
         'orchd;nodes;undrain' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
@@ -179,15 +196,24 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
             [CompletionResult]::new('--no-pool-wait', '--no-pool-wait', [CompletionResultType]::ParameterName, 'How long a request waits for a known model that no engine serves at the moment (0s to 24h)')
             [CompletionResult]::new('--shutdown-grace', '--shutdown-grace', [CompletionResultType]::ParameterName, 'How long running requests may go on after a stop signal (0s to 24h)')
             [CompletionResult]::new('--state-dir', '--state-dir', [CompletionResultType]::ParameterName, 'Directory for what must survive a restart [default: orchd''s state directory of the user]')
+            [CompletionResult]::new('--client-token', '--client-token', [CompletionResultType]::ParameterName, 'Token of clients, which opens /v1 and nothing else. Set the variable rather than the option')
+            [CompletionResult]::new('--client-token-file', '--client-token-file', [CompletionResultType]::ParameterName, 'File with tokens of clients, one a line; all are accepted, and it is read again when it changes')
+            [CompletionResult]::new('--tls-cert', '--tls-cert', [CompletionResultType]::ParameterName, 'File with the certificate (PEM) to speak TLS with, and those between it and its authority; read again when it changes')
+            [CompletionResult]::new('--tls-key', '--tls-key', [CompletionResultType]::ParameterName, 'File with its private key (PEM)')
+            [CompletionResult]::new('--max-connections', '--max-connections', [CompletionResultType]::ParameterName, 'Connections at one time; beyond, those that idle for the longest time are closed (16 to 1000000) [default: half of the files this process may open, at most 65536]')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
         }
         'orchd;completions' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break
@@ -195,7 +221,9 @@ Register-ArgumentCompleter -Native -CommandName 'orchd' -ScriptBlock {
         'orchd;man' {
             [CompletionResult]::new('--dir', '--dir', [CompletionResultType]::ParameterName, 'Write the page of every command into this directory instead of printing one')
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'Control plane to talk to; several, separated by commas, are tried in turn')
-            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token', '--api-token', [CompletionResultType]::ParameterName, 'Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable (or its other name, LLORCH_API_TOKEN) rather than the option, which others on this machine can read')
+            [CompletionResult]::new('--api-token-file', '--api-token-file', [CompletionResultType]::ParameterName, 'File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first, and read the file again when it changes')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'File with the certificates (PEM) of authorities to trust besides the system''s, where https:// is spoken')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -30,6 +31,9 @@ use crate::tls::Acceptor;
 pub use collect::{CollectError, collect, discard};
 use places::Places;
 
+/// Connections that may wait to be taken in: a whole fleet comes back within one moment after a restart, and whoever finds
+/// no place waits a second before it tries again. The system has its own limit (`net.core.somaxconn`, 4096).
+const BACKLOG: i32 = 4_096;
 /// How soon a thread that is full of working connections looks again for an idle one.
 const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// How long to wait when the system has no descriptors left for another connection.
@@ -40,9 +44,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// What the system says; `AddrInUse` when somebody listens there.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A restart may listen where connections of the former process have not quite ended.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// Answers one request. Cloned into every thread.
