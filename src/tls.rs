@@ -24,7 +24,7 @@ const ALPN: &[u8] = b"http/1.1";
 /// Certificates of the authority that is trusted besides the system's.
 static ALSO_TRUSTED: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
 /// Made on first use: most processes of a fleet without TLS never read the system's roots.
-static CLIENT: OnceLock<ClientConfig> = OnceLock::new();
+static CLIENT: OnceLock<Arc<ClientConfig>> = OnceLock::new();
 
 /// Why a certificate or a key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,8 @@ pub fn trust_also(ca: &Path) -> Result<(), TlsError> {
     }
     // A second call is a defect of the caller's; the first one holds.
     let _ = ALSO_TRUSTED.set(certificates);
-    Ok(())
+    // Whoever names an authority will speak TLS: the system's roots are read now rather than under the first request.
+    client_config().map(drop)
 }
 
 fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -111,9 +112,9 @@ fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, 
 ///
 /// # Errors
 /// There are none.
-pub fn client_config() -> Result<ClientConfig, TlsError> {
+pub fn client_config() -> Result<Arc<ClientConfig>, TlsError> {
     if let Some(config) = CLIENT.get() {
-        return Ok(config.clone());
+        return Ok(Arc::clone(config));
     }
     let mut roots = RootCertStore::empty();
     // What of the system's store cannot be read is as good as not there.
@@ -129,7 +130,7 @@ pub fn client_config() -> Result<ClientConfig, TlsError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(CLIENT.get_or_init(|| config).clone())
+    Ok(Arc::clone(CLIENT.get_or_init(|| Arc::new(config))))
 }
 
 /// Speaks TLS on a connection to `origin`, after making sure that it is who it should be.
@@ -143,7 +144,7 @@ pub async fn connect(
     let config = client_config().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     let name = ServerName::try_from(origin.host.clone())
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
-    TlsConnector::from(Arc::new(config))
+    TlsConnector::from(config)
         .connect(name, stream)
         .await
         .map_err(|e| match explain(&e) {

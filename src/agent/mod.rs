@@ -204,7 +204,6 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
             },
         }
     };
-    watchdog.abort();
     // What was to finish has finished, or its time is over; last bytes may still be on their way to the gateway. An agent
     // whose name went to another process still owes its streams their end.
     let patience = match end {
@@ -215,6 +214,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
     if let Err(e) = stopped {
         warn!(error = %e, "the serving threads did not end in good order");
     }
+    watchdog.abort();
     info!("stopped");
     Ok(end)
 }

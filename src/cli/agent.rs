@@ -86,8 +86,9 @@ impl AgentArgs {
     /// Checks what no single option can know.
     ///
     /// # Errors
-    /// Two engines of one name or address, a label twice, too many labels.
+    /// Two engines of one name or address, a label twice, too many labels, a certificate without its key.
     pub fn check(&self) -> Result<(), UsageError> {
+        self.listener.pair()?;
         self.engine_specs()?;
         self.label_map().map(drop)
     }

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::value::{ApiToken, count};
 use super::{CONNECTION, UsageError};
@@ -46,6 +47,7 @@ pub struct ApiTokenArgs {
         long,
         value_name = "FILE",
         env = "ORCHD_API_TOKEN_FILE",
+        value_parser = path(),
         value_hint = clap::ValueHint::FilePath,
         global = true
     )]
@@ -56,6 +58,7 @@ pub struct ApiTokenArgs {
         long,
         value_name = "FILE",
         env = "ORCHD_CA",
+        value_parser = path(),
         value_hint = clap::ValueHint::FilePath,
         global = true
     )]
@@ -80,6 +83,7 @@ pub struct ClientTokenArgs {
         long,
         value_name = "FILE",
         env = "ORCHD_CLIENT_TOKEN_FILE",
+        value_parser = path(),
         value_hint = clap::ValueHint::FilePath
     )]
     pub client_token_file: Option<PathBuf>,
@@ -95,6 +99,7 @@ pub struct ListenerArgs {
         long,
         value_name = "FILE",
         env = "ORCHD_TLS_CERT",
+        value_parser = path(),
         value_hint = clap::ValueHint::FilePath
     )]
     pub tls_cert: Option<PathBuf>,
@@ -104,6 +109,7 @@ pub struct ListenerArgs {
         long,
         value_name = "FILE",
         env = "ORCHD_TLS_KEY",
+        value_parser = path(),
         value_hint = clap::ValueHint::FilePath
     )]
     pub tls_key: Option<PathBuf>,
@@ -182,6 +188,11 @@ impl ListenerArgs {
             )),
         }
     }
+}
+
+/// A path; empty for none, as an empty variable means it.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 fn said(token: Option<&ApiToken>) -> Option<String> {

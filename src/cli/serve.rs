@@ -228,7 +228,8 @@ impl ServeArgs {
     /// Checks what no single option can know.
     ///
     /// # Errors
-    /// `--cloud` with `--engine`, a heartbeat interval above a third of the node timeout, engines of one name.
+    /// `--cloud` with `--engine`, a heartbeat interval above a third of the node timeout, engines of one name, a token
+    /// and its file, a certificate without its key.
     pub fn check(&self) -> Result<(), UsageError> {
         if self.cloud && !self.engines.is_empty() {
             return Err(UsageError::new(
@@ -251,6 +252,8 @@ impl ServeArgs {
                 ),
             ));
         }
+        self.client.tokens()?;
+        self.listener.pair()?;
         self.engine_specs().map(drop)
     }
 

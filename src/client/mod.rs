@@ -285,7 +285,7 @@ impl Client {
             // Control traffic stays inside; a proxy in the environment is for the way out.
             .no_proxy();
         builder = if servers.iter().any(|server| server.origin().https) {
-            builder.tls_backend_preconfigured(tls::client_config()?)
+            builder.tls_backend_preconfigured((*tls::client_config()?).clone())
         } else {
             // Without https no certificate is checked: do not fail on a machine that has no system roots.
             builder.tls_certs_only([])

@@ -137,9 +137,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
         ),
         ClientError::Unauthorized { status: 401, .. } => (
             Exit::Unauthorized,
-            hint(
-                "put the control plane's token into ORCHD_API_TOKEN, or its file into ORCHD_API_TOKEN_FILE",
-            ),
+            hint("put the control plane's token into ORCHD_API_TOKEN"),
         ),
         ClientError::Unauthorized { .. } => (
             Exit::Unauthorized,

@@ -120,7 +120,7 @@ impl Prober {
             .pool_max_idle_per_host(1)
             .redirect(reqwest::redirect::Policy::none());
         let http = if engine.url.origin().https {
-            http.tls_backend_preconfigured(tls::client_config()?)
+            http.tls_backend_preconfigured((*tls::client_config()?).clone())
         } else {
             // Without https no certificate is checked: do not fail on a machine that has no system roots.
             http.tls_certs_only([])

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -30,6 +31,9 @@ use crate::tls::Acceptor;
 pub use collect::{CollectError, collect, discard};
 use places::Places;
 
+/// Connections that may wait to be taken in: a whole fleet comes back within one moment after a restart, and whoever finds
+/// no place waits a second before it tries again. The system has its own limit (`net.core.somaxconn`, 4096).
+const BACKLOG: i32 = 4_096;
 /// How soon a thread that is full of working connections looks again for an idle one.
 const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// How long to wait when the system has no descriptors left for another connection.
@@ -40,9 +44,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// What the system says; `AddrInUse` when somebody listens there.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A restart may listen where connections of the former process have not quite ended.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// Answers one request. Cloned into every thread.
@@ -83,13 +91,16 @@ impl Settings {
 
 /// Asks the serving threads whether they are alive.
 #[derive(Debug, Clone)]
-pub struct Pulse(Vec<mpsc::UnboundedSender<oneshot::Sender<()>>>);
+pub struct Pulse {
+    threads: Vec<mpsc::UnboundedSender<oneshot::Sender<()>>>,
+    stopped: watch::Receiver<Option<Duration>>,
+}
 
 impl Pulse {
-    /// Waits until every serving thread has answered; false when one of them has ended.
+    /// Waits until every serving thread has answered. False when one of them has ended and nobody asked it to.
     pub async fn felt(&self) -> bool {
         let asked: Vec<oneshot::Receiver<()>> = self
-            .0
+            .threads
             .iter()
             .map(|thread| {
                 let (answer, answered) = oneshot::channel();
@@ -100,7 +111,7 @@ impl Pulse {
             .collect();
         for answered in asked {
             if answered.await.is_err() {
-                return false;
+                return self.stopped.borrow().is_some();
             }
         }
         true
@@ -131,7 +142,10 @@ impl Workers {
         let mut workers = Self {
             stop,
             threads: Vec::with_capacity(threads),
-            pulse: Pulse(Vec::with_capacity(threads)),
+            pulse: Pulse {
+                threads: Vec::with_capacity(threads),
+                stopped: stopped.clone(),
+            },
         };
         for _ in 0..threads {
             let listener = listener.try_clone()?;
@@ -152,7 +166,7 @@ impl Workers {
                 .name(name.to_owned())
                 .spawn(move || runtime.block_on(thread.serve(listener)))?;
             workers.threads.push(thread);
-            workers.pulse.0.push(ask);
+            workers.pulse.threads.push(ask);
         }
         Ok(workers)
     }
@@ -243,8 +257,15 @@ impl<H: Handler> Thread<H> {
             }
         }
         drop(backlog);
-        let connections = &mut self.connections;
-        let all = async { while connections.join_next().await.is_some() {} };
+        let (connections, asked) = (&mut self.connections, &mut self.asked);
+        let all = async {
+            loop {
+                tokio::select! {
+                    ended = connections.join_next() => if ended.is_none() { break },
+                    Some(answer) = asked.recv() => drop(answer.send(())),
+                }
+            }
+        };
         if tokio::time::timeout(grace, all).await.is_err() {
             warn!(
                 connections = self.connections.len(),
@@ -271,4 +292,66 @@ impl<H: Handler> Thread<H> {
 async fn stop_asked(stopped: &mut watch::Receiver<Option<Duration>>) -> Duration {
     let asked = stopped.wait_for(Option::is_some).await.map(|grace| *grace);
     asked.ok().flatten().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use http_body_util::Full;
+
+    use super::*;
+
+    /// Answers once it is told to, and keeps its thread from everything else until then.
+    #[derive(Clone)]
+    struct Stuck(Arc<std::sync::Mutex<std::sync::mpsc::Receiver<()>>>);
+
+    impl Handler for Stuck {
+        type Body = Full<Bytes>;
+
+        async fn handle(&self, _: Request<Incoming>) -> Response<Full<Bytes>> {
+            let told = self.0.lock().map(|told| told.recv());
+            Response::new(Full::from(format!("{told:?}")))
+        }
+
+        fn panicked(&self, _: &Uri) -> Response<Full<Bytes>> {
+            Response::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_is_stuck_has_no_pulse_and_one_that_has_stopped_needs_none() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let listener = bind(([127, 0, 0, 1], 0).into()).expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let settings = Settings {
+            tls: None,
+            max_connections: 4,
+        };
+        let handler = Stuck(Arc::new(std::sync::Mutex::new(told)));
+        let workers = Workers::spawn("test", &listener, 2, &settings, &handler).expect("threads");
+        drop(listener);
+        let pulse = workers.pulse();
+        assert!(pulse.felt().await);
+
+        let mut stream = std::net::TcpStream::connect(address).expect("a connection");
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .expect("it is sent");
+        // Until the request is there, its thread still answers.
+        let stuck = async {
+            while tokio::time::timeout(Duration::from_millis(100), pulse.felt())
+                .await
+                .is_ok()
+            {}
+        };
+        let stuck = tokio::time::timeout(Duration::from_secs(10), stuck).await;
+        assert_eq!(stuck, Ok(()));
+        tell.send(()).expect("it waits");
+        assert!(pulse.felt().await);
+
+        let stop = tokio::task::spawn_blocking(|| workers.stop(Duration::from_secs(1)));
+        stop.await.expect("it stops");
+        assert!(pulse.felt().await);
+    }
 }

@@ -75,7 +75,7 @@ fn a_missing_or_weak_token_exits_7_and_is_never_shown() {
         ran.stderr,
         format!(
             "error: {} does not accept this request: a token is needed\n\
-             hint: put the control plane's token into ORCHD_API_TOKEN, or its file into ORCHD_API_TOKEN_FILE\n",
+             hint: put the control plane's token into ORCHD_API_TOKEN\n",
             fake.url()
         )
     );

@@ -99,6 +99,11 @@ impl Begun {
         self.stream.write_all(bytes)
     }
 
+    /// The connection itself.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// Waits for the head of the answer. The connection lives as long as the answer does.
     pub fn answer(self) -> io::Result<Response> {
         Response::read(BufReader::new(self.stream))
