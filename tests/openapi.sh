@@ -9,7 +9,7 @@
 #   tests/openapi.sh                      the same requests every time, in less than a minute
 #   tests/openapi.sh --seed 7 -n 1000     others, and more of them
 #
-# Needs Rust, Python 3 with pip and, the first time, a package index. CARGO_TARGET_DIR is honoured.
+# Needs Rust, Python 3.10 with pip 22.3, or later, and, the first time, a package index. CARGO_TARGET_DIR is honoured.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$root/tests/requirements.txt
@@ -44,6 +44,7 @@ install() {
         PIP_REQUIRE_VIRTUALENV=false python3 -m pip --python "$venv/bin/python" --quiet --disable-pip-version-check \
             --no-input install --only-binary :all: --requirement "$requirements" >&2 || {
             say "error: pip could not install what tests/requirements.txt names; what it said is above"
+            say "  hint: it takes pip 22.3 and Python 3.10, or later; a mirror is named in PIP_INDEX_URL"
             exit 1
         }
         : >"$stamp"

@@ -70,3 +70,40 @@ impl Drop for Pending<'_> {
             .called(self.call, self.outcome.unwrap_or(unanswered));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::metrics::{About, Fleet, scrape};
+    use crate::types::UnixMs;
+
+    fn pending(counters: &Counters) -> Pending<'_> {
+        Pending {
+            counters,
+            call: Call::Heartbeat,
+            outcome: None,
+        }
+    }
+
+    #[test]
+    fn a_call_that_panics_is_counted_as_a_defect_and_one_that_is_dropped_as_abandoned() {
+        let counters = Arc::new(Counters::default());
+        let in_panic = std::panic::catch_unwind(|| {
+            let _pending = pending(&counters);
+            panic!("as a handler might");
+        });
+        assert!(in_panic.is_err());
+        drop(pending(&counters));
+        let about = About {
+            profile: "cloud",
+            started_at: UnixMs(0),
+        };
+        let text = metrics::expose(&[&scrape(&counters, Fleet::default(), about)]);
+        for outcome in ["internal", "abandoned"] {
+            let line = format!("orchd_node_heartbeats_total{{outcome=\"{outcome}\"}} 1\n");
+            assert!(text.contains(&line), "{text}");
+        }
+    }
+}

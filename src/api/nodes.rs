@@ -181,7 +181,7 @@ pub(super) async fn deregister(
     operation_id = "list_nodes",
     tag = "nodes",
     params(
-        ("status" = Option<Vec<NodeStatus>>, Query, explode = false, description = "Any of these words"),
+        ("status" = Option<Vec<NodeStatus>>, Query, explode = false, min_items = 1, description = "Any of these words"),
         ("label" = Option<Vec<LabelSelector>>, Query, description = "KEY=VALUE; all of them must hold"),
         ("limit" = Option<u64>, Query, minimum = 1, description = "Nodes on a page; 1,000 unless told otherwise"),
         ("after" = Option<NodeId>, Query, description = "Names after this one: `next` of the page before"),
@@ -199,8 +199,6 @@ pub(super) async fn list(
     };
     for (key, value) in pairs(query.as_deref()) {
         match key.as_str() {
-            // Nothing is a list of no words; an empty word in a list is none.
-            "status" if value.is_empty() => {}
             "status" => {
                 for word in value.split(',') {
                     filter.status.push(status(word)?);

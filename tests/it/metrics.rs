@@ -313,6 +313,11 @@ fn metrics_follow_a_node_from_its_registration_to_its_end() {
     let nobody = json!({"pools": []});
     fleet.ask(404, "POST", "/v2/nodes/nobody/heartbeat", &nobody);
     fleet.ask(404, "POST", "/v2/nodes/a%22%7D%0Ab/heartbeat", &nobody);
+    let text = written("POST", &beat, &[("content-type", "text/plain")], b"{}");
+    let refused = http::send(fleet.orchd.address, &text).expect("an answer");
+    assert_eq!(refused.status, 415);
+    let large = json!({"pools": [], "timestamp": " ".repeat(1 << 20)});
+    fleet.ask(413, "POST", &beat, &large);
     fleet.ask(404, "DELETE", "/v2/nodes/nobody", &Value::Null);
     fleet.ask(
         409,
@@ -334,6 +339,11 @@ fn metrics_follow_a_node_from_its_registration_to_its_end() {
                 "1",
             ),
             (r#"orchd_node_heartbeats_total{outcome="invalid"}"#, "1"),
+            (r#"orchd_node_heartbeats_total{outcome="too_large"}"#, "1"),
+            (
+                r#"orchd_node_heartbeats_total{outcome="unsupported_media_type"}"#,
+                "1",
+            ),
             (r#"orchd_node_heartbeats_total{outcome="superseded"}"#, "1"),
             (
                 r#"orchd_node_heartbeats_total{outcome="unknown_node"}"#,

@@ -224,10 +224,10 @@ fn the_description_takes_a_token() {
 }
 
 #[test]
-fn a_list_of_words_may_be_empty_and_holds_no_empty_word() {
+fn a_list_of_words_holds_no_empty_word() {
     let (cloud, _state) = cloud();
     for (target, status) in [
-        ("/v2/nodes?status=", 200),
+        ("/v2/nodes?status=", 400),
         ("/v2/nodes?status=Online,Offline", 200),
         ("/v2/nodes?status=,", 400),
         ("/v2/nodes?status=Online,", 400),
