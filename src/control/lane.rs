@@ -47,7 +47,7 @@ struct Lane {
     waiting: VecDeque<(Intent, Reply)>,
     store: Box<dyn Store>,
     revision: u64,
-    /// Nodes whose registration was taken while the store could not be written: it is to be written with the next one.
+    /// Nodes whose registration was taken while the store could not be written: it is to be written as soon as it can.
     undurable: BTreeSet<NodeId>,
     /// When observed changes are to be written.
     flush_at: Option<Mono>,
@@ -198,6 +198,7 @@ impl Lane {
                 _ => {
                     if !durable {
                         self.undurable.insert(change.node_id.clone());
+                        self.take(Order::Observed);
                     }
                     let done = self.commit(&intent, change, durable);
                     answer(reply, done);
@@ -249,7 +250,7 @@ impl Lane {
         Ok(Done { view, durable })
     }
 
-    /// Writes what was observed of the nodes that changed.
+    /// Writes what was observed of the nodes that changed, and what was registered while nothing could be written.
     fn flush(&mut self) {
         self.flush_at = None;
         let names = std::mem::take(
@@ -282,13 +283,22 @@ impl Lane {
                 };
                 Some(Write::Observed(node_id, Some(observed)))
             };
-            names.into_iter().filter_map(observed).collect()
+            let registered = self.undurable.iter().filter_map(|node_id| {
+                let node = registry.node(node_id)?;
+                Some(Write::Record(node_id.clone(), Some(node.record.clone())))
+            });
+            registered
+                .chain(names.into_iter().filter_map(observed))
+                .collect()
         };
         if batch.is_empty() {
             return;
         }
         match self.store.apply(&batch, self.revision) {
-            Ok(revision) => self.revision = revision,
+            Ok(revision) => {
+                self.revision = revision;
+                self.undurable.clear();
+            }
             Err(e) => {
                 warn!(error = %e, "what was observed of the fleet could not be written; will try again");
                 let mut unwritten = self
@@ -296,8 +306,10 @@ impl Lane {
                     .unwritten
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                unwritten.extend(batch.into_iter().map(|write| match write {
-                    Write::Record(id, _) | Write::Drain(id, _) | Write::Observed(id, _) => id,
+                unwritten.extend(batch.into_iter().filter_map(|write| match write {
+                    Write::Observed(id, _) => Some(id),
+                    // Registrations are in a list of their own.
+                    Write::Record(..) | Write::Drain(..) => None,
                 }));
                 self.flush_at = Some(self.control.clock.now().plus(COALESCE_MS));
             }

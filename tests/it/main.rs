@@ -3,6 +3,7 @@
 mod api;
 mod client;
 mod commands;
+mod durability;
 mod fake_control_plane;
 mod gateway;
 mod generated;
@@ -12,4 +13,5 @@ mod layers;
 mod nodes_drain;
 mod nodes_list;
 mod scripted_engine;
+mod store_trouble;
 mod support;
