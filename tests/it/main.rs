@@ -1,6 +1,7 @@
 //! The integration tests, one binary: what crosses a module or a process boundary.
 
 mod api;
+mod bad_input;
 mod client;
 mod commands;
 mod durability;
