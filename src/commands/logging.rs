@@ -36,6 +36,9 @@ pub(super) fn start() -> Result<(), Failure> {
         .with_writer(stderr)
         .with_ansi(colour)
         .with_target(false)
+        // Its own word on a line that cannot be written would go to the same place, and panic there: a full disk under
+        // the log must not end the process.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

@@ -48,7 +48,7 @@ struct Lane {
     waiting: VecDeque<(Intent, Reply)>,
     store: Box<dyn Store>,
     revision: u64,
-    /// Nodes whose registration was taken while the store could not be written: it is to be written with the next one.
+    /// Nodes whose registration was taken while the store could not be written: it is to be written as soon as it can.
     undurable: BTreeSet<NodeId>,
     /// When observed changes are to be written.
     flush_at: Option<Mono>,
@@ -200,6 +200,7 @@ impl Lane {
                 _ => {
                     if !durable {
                         self.undurable.insert(change.node_id.clone());
+                        self.take(Order::Observed);
                     }
                     let done = self.commit(&intent, change, durable);
                     answer(reply, done);
@@ -257,7 +258,7 @@ impl Lane {
         Ok(Done { view, durable })
     }
 
-    /// Writes what was observed of the nodes that changed.
+    /// Writes what was observed of the nodes that changed, and what was registered while nothing could be written.
     fn flush(&mut self) {
         self.flush_at = None;
         let names = std::mem::take(
@@ -270,11 +271,15 @@ impl Lane {
         let batch: Vec<Write> = {
             let registry = self.control.registry();
             let now = self.control.clock.now();
+            let registered = self.undurable.iter().filter_map(|node_id| {
+                let node = registry.node(node_id)?;
+                Some(Write::Record(node_id.clone(), Some(node.record.clone())))
+            });
             let nodes = names
                 .iter()
                 .filter_map(|node_id| Some((node_id, registry.node(node_id)?)));
-            nodes
-                .flat_map(|(node_id, node)| behind(now, node_id, node))
+            registered
+                .chain(nodes.flat_map(|(node_id, node)| behind(now, node_id, node)))
                 .collect()
         };
         if batch.is_empty() {
@@ -283,7 +288,10 @@ impl Lane {
         let stored = self.store.apply(&batch, self.revision);
         self.control.counters.wrote(stored.is_ok());
         match stored {
-            Ok(revision) => self.revision = revision,
+            Ok(revision) => {
+                self.revision = revision;
+                self.undurable.clear();
+            }
             Err(e) => {
                 warn!(error = %e, "what was observed of the fleet could not be written; will try again");
                 let mut unwritten = self

@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Limited};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How much of a refused body is read, and for how long.
 const DISCARD_BYTES: usize = 8 << 20;
 const DISCARD_FOR: Duration = Duration::from_secs(2);
+
+/// A body may come in as small pieces as its client likes, if not more slowly than this on the whole: a byte now and then
+/// would hold its connection and what was read of it for days.
+const SLOWEST_BYTES_PER_SECOND: usize = 1_024;
 
 /// Why a request body was not read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +25,11 @@ pub enum CollectError {
         /// The most that is accepted.
         limit: usize,
     },
-    /// It stopped coming.
-    #[error("the request body stopped coming; send it without a pause of {} s", .idle.as_secs())]
+    /// It stopped coming, or came so slowly that it might as well have.
+    #[error(
+        "the request body stopped coming; send it without a pause of {} s, and not below {SLOWEST_BYTES_PER_SECOND} bytes/s",
+        .idle.as_secs()
+    )]
     Stalled {
         /// The longest pause that is accepted.
         idle: Duration,
@@ -31,28 +39,42 @@ pub enum CollectError {
     Broken(String),
 }
 
-/// All of a body, of at most `limit` bytes and without a pause of `idle`.
+/// All of a body, of at most `limit` bytes, without a pause of `idle` and not too slowly on the whole.
 ///
 /// # Errors
-/// See [`CollectError`].
+/// See [`CollectError`]. What is left of a body that is too large was read and forgotten, see [`discard`].
 pub async fn collect<B>(body: B, limit: usize, idle: Duration) -> Result<Bytes, CollectError>
 where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let mut body = std::pin::pin!(Limited::new(body, limit));
+    let mut body = std::pin::pin!(body);
+    let begun = Instant::now();
     let mut chunks: Vec<Bytes> = Vec::new();
+    let mut length = 0;
     loop {
-        let frame = tokio::time::timeout(idle, body.frame())
+        let paced = Duration::from_secs((length / SLOWEST_BYTES_PER_SECOND) as u64);
+        let deadline = (begun + idle + paced).min(Instant::now() + idle);
+        let frame = timeout_at(deadline, body.frame())
             .await
             .map_err(|_| CollectError::Stalled { idle })?;
         match frame {
             None => break,
-            Some(Ok(frame)) => chunks.extend(frame.into_data()),
-            Some(Err(e)) if e.is::<LengthLimitError>() => {
-                return Err(CollectError::TooLarge { limit });
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else {
+                    continue;
+                };
+                length += data.len();
+                if length > limit {
+                    discard(body).await;
+                    return Err(CollectError::TooLarge { limit });
+                }
+                chunks.push(data);
             }
-            Some(Err(e)) => return Err(CollectError::Broken(e.to_string())),
+            Some(Err(e)) => {
+                let e: Box<dyn Error + Send + Sync> = e.into();
+                return Err(CollectError::Broken(e.to_string()));
+            }
         }
     }
     Ok(match chunks.len() {
@@ -72,5 +94,5 @@ where
     let mut body = std::pin::pin!(Limited::new(body, DISCARD_BYTES));
     let all = async { while let Some(Ok(_)) = body.frame().await {} };
     // What comes later than that is not waited for.
-    let _ = tokio::time::timeout(DISCARD_FOR, all).await;
+    let _ = timeout(DISCARD_FOR, all).await;
 }

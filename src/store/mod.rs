@@ -118,9 +118,17 @@ pub enum StoreError {
     /// The medium does not take it: a full disk, a read-only file system.
     #[error("the store cannot be written: {0}")]
     Unwritable(#[source] rusqlite::Error),
-    /// The medium cannot be read.
-    #[error("the store cannot be read: {0}")]
-    Unreadable(#[source] rusqlite::Error),
+    /// The medium does not let it be opened or read.
+    #[error(
+        "the store {path} cannot be opened: {source}; see that it can be read and written and that its disk has room, or \
+         choose another directory with --state-dir"
+    )]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Error, ErrorCode, OptionalExtension, Transaction, params};
 use serde::de::DeserializeOwned;
 
 use crate::registry::Restored;
@@ -32,6 +33,7 @@ const TABLES: &str = "
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
+    /// Told to leave the file as it is on closing, until it is understood.
     connection: Connection,
     /// Held for as long as the store lives; the system gives it back when the process ends, however it ends.
     _lock: File,
@@ -50,17 +52,19 @@ impl SqliteStore {
         fs::create_dir_all(directory).map_err(in_directory)?;
         let lock = hold(directory)?;
         let path = directory.join("orchd.db");
-        let damaged = |e: rusqlite::Error| match e.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StoreError::Damaged {
-                path: path.clone(),
-                detail: e.to_string(),
-            },
-            _ => StoreError::Unreadable(e),
-        };
-        let connection = Connection::open(&path).map_err(damaged)?;
+        let trouble = |e| trouble(&path, e);
+        let connection = Connection::open(&path).map_err(trouble)?;
+        // Until it is understood, nothing is to move from its log into the file; see `load`.
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(trouble)?;
+        // FULL: what was acknowledged survives a power cut, too.
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(trouble)?;
         let found: i64 = connection
             .pragma_query_value(None, "user_version", |row| row.get(0))
-            .map_err(damaged)?;
+            .map_err(trouble)?;
         if found > SCHEMA {
             return Err(StoreError::Newer {
                 path,
@@ -68,32 +72,30 @@ impl SqliteStore {
                 known: SCHEMA,
             });
         }
+        let damaged = |detail: String| StoreError::Damaged {
+            path: path.clone(),
+            detail,
+        };
+        if found < 0 {
+            return Err(damaged(format!("no orchd has written a schema {found}")));
+        }
         let verdict: String = connection
             .pragma_query_value(None, "quick_check", |row| row.get(0))
-            .map_err(damaged)?;
+            .map_err(trouble)?;
         if verdict != "ok" {
-            return Err(StoreError::Damaged {
-                path,
-                detail: verdict,
-            });
+            // It has several lines.
+            return Err(damaged(verdict.replace('\n', " ")));
         }
-        // FULL: what was acknowledged survives a power cut, too.
-        connection
-            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
-            .map_err(StoreError::Unwritable)?;
         if found == 0 {
             let tables: i64 = connection
                 .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-                .map_err(damaged)?;
+                .map_err(trouble)?;
             if tables > 0 {
-                return Err(StoreError::Damaged {
-                    path,
-                    detail: "it holds tables of another program".to_owned(),
-                });
+                return Err(damaged("it holds tables of another program".to_owned()));
             }
             connection
                 .execute_batch(&format!("BEGIN; {TABLES} COMMIT;"))
-                .map_err(StoreError::Unwritable)?;
+                .map_err(trouble)?;
         }
         Ok(Self {
             path,
@@ -119,15 +121,45 @@ impl SqliteStore {
         query: &str,
         read: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, StoreError> {
-        let mut statement = self
-            .connection
-            .prepare(query)
-            .map_err(StoreError::Unreadable)?;
-        let rows = statement
-            .query_map([], |row| read(row))
-            .map_err(StoreError::Unreadable)?;
-        rows.collect::<Result<_, _>>()
-            .map_err(StoreError::Unreadable)
+        let trouble = |e| trouble(&self.path, e);
+        let mut statement = self.connection.prepare(query).map_err(trouble)?;
+        let rows = statement.query_map([], |row| read(row)).map_err(trouble)?;
+        rows.collect::<Result<_, _>>().map_err(trouble)
+    }
+
+    /// What is in the file is known to be ours: from here on its log is kept, and emptied into it, as usual.
+    fn understood(&self) -> rusqlite::Result<()> {
+        self.connection
+            .pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+        self.connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+            .map(drop)
+    }
+}
+
+/// What a failure of SQLite says of the file that is being opened.
+fn trouble(path: &Path, source: Error) -> StoreError {
+    let path = path.to_owned();
+    let medium = matches!(
+        source.sqlite_error_code(),
+        Some(
+            ErrorCode::CannotOpen
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::DiskFull
+                | ErrorCode::FileLockingProtocolFailed
+                | ErrorCode::OutOfMemory
+                | ErrorCode::PermissionDenied
+                | ErrorCode::ReadOnly
+                | ErrorCode::SystemIoFailure
+        )
+    );
+    if medium {
+        StoreError::Unusable { path, source }
+    } else {
+        // Not a database, a page that makes no sense, a table or a column that should be there.
+        let detail = source.to_string().replace('\n', " ");
+        StoreError::Damaged { path, detail }
     }
 }
 
@@ -170,7 +202,12 @@ fn hold(directory: &Path) -> Result<File, StoreError> {
 
 impl Store for SqliteStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        let revision = revision(&self.connection).map_err(StoreError::Unreadable)?;
+        let revision = revision(&self.connection)
+            .map_err(|e| trouble(&self.path, e))?
+            .ok_or_else(|| StoreError::Damaged {
+                path: self.path.clone(),
+                detail: "it has no revision".to_owned(),
+            })?;
         let rows = self.rows(
             "SELECT node_id, record, drain, beaten, offline, pools
              FROM nodes LEFT JOIN drains USING (node_id) LEFT JOIN observed USING (node_id)",
@@ -205,6 +242,7 @@ impl Store for SqliteStore {
                     .unwrap_or_default(),
             });
         }
+        self.understood().map_err(|e| trouble(&self.path, e))?;
         Ok(Loaded { revision, nodes })
     }
 
@@ -213,7 +251,9 @@ impl Store for SqliteStore {
             .connection
             .transaction()
             .map_err(StoreError::Unwritable)?;
-        let found = revision(&transaction).map_err(StoreError::Unreadable)?;
+        let found = revision(&transaction)
+            .map_err(StoreError::Unwritable)?
+            .unwrap_or(0);
         if found != expected_revision {
             return Err(StoreError::Conflict {
                 expected: expected_revision,
@@ -233,13 +273,14 @@ impl Store for SqliteStore {
     }
 }
 
-fn revision(connection: &Connection) -> rusqlite::Result<u64> {
-    let value: Option<i64> = connection
-        .query_row("SELECT value FROM meta WHERE key = 'revision'", [], |row| {
-            row.get(0)
-        })
-        .optional()?;
-    Ok(value.unwrap_or(0).cast_unsigned())
+/// `None` when the file has none, which is not ours then.
+fn revision(connection: &Connection) -> rusqlite::Result<Option<u64>> {
+    let query = "SELECT value FROM meta WHERE key = 'revision'";
+    connection
+        .prepare_cached(query)?
+        .query_row([], |row| row.get(0))
+        .optional()
+        .map(|value: Option<i64>| value.map(i64::cast_unsigned))
 }
 
 fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<usize> {

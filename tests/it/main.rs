@@ -1,11 +1,13 @@
 //! The integration tests, one binary: what crosses a module or a process boundary.
 
 mod api;
+mod bad_input;
 mod client;
 mod commands;
 mod completions;
 mod config;
 mod config_command;
+mod durability;
 mod events;
 mod fake_control_plane;
 mod fleet;
@@ -24,6 +26,7 @@ mod openapi;
 mod pools;
 mod scenarios;
 mod scripted_engine;
+mod store_trouble;
 mod support;
 mod tls;
 mod tokens;

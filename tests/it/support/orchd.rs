@@ -147,6 +147,16 @@ impl Orchd {
         self.running.wait(limit)
     }
 
+    /// The number the system knows its process by.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// All it has logged so far.
+    pub fn log(&self) -> String {
+        self.running.log()
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.running.exited().is_none()

@@ -126,6 +126,17 @@ impl Running {
         }
     }
 
+    /// The number the system knows it by.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All it has written so far.
+    pub fn log(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// The exit code, once it ended.
     pub fn exited(&mut self) -> Option<Option<i32>> {
         let status = self
@@ -137,8 +148,7 @@ impl Running {
 
     /// The last lines it wrote.
     fn tail(&self) -> String {
-        let log = fs::read(&self.log).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
