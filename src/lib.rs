@@ -4,13 +4,13 @@
 //! stands on each GPU host, the other verbs are for people and scripts.
 //!
 //! ```text
-//!  L5    main ─ cli ─ commands          argv in; stdout, stderr, exit code out
+//!  L5    main ─ cli ─ commands ─ config  argv in; stdout, stderr, exit code out
 //!                       │
 //!  L4             server │ agent        processes: bind, run, drain (siblings)
 //!                 │         └───────┐
 //!  L3          api │ gateway       client      HTTP faces; the typed client (agent AND commands)
 //!                 │    │            │
-//!  L2    store ─ control ─ admission   relay  engines  listen  clock    the shells round the pure core
+//!  L2    store ─ control ─ admission   relay  engines  listen  metrics  secrets  tls  service  clock    the shells
 //!                 │          │
 //!  L1          registry    dispatch  agent::machine  auth     PURE: no async, IO, tracing, clock, rand, env
 //!                 └──────────┴──────┘
@@ -29,14 +29,19 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod commands;
+pub mod config;
 pub mod control;
 pub mod decisions;
 pub mod dispatch;
 pub mod engines;
 pub mod gateway;
 pub mod listen;
+pub mod metrics;
 pub mod registry;
 pub mod relay;
+pub mod secrets;
 pub mod server;
+pub mod service;
 pub mod store;
+pub mod tls;
 pub mod types;

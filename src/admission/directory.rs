@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use tokio::sync::Notify;
+
 use crate::dispatch::{ModelIx, PoolIx, PoolSpec};
 use crate::types::{HttpUrl, Mono, NodeId, Origin, PoolId, PoolState};
 
@@ -45,6 +47,8 @@ pub struct Upstream {
     /// Behind its node's own agent: it may be shown the token.
     pub trusted: bool,
     pub(super) ix: PoolIx,
+    /// Tells the requests that run there to end.
+    pub(super) end: Arc<Notify>,
     url: HttpUrl,
 }
 
@@ -163,6 +167,7 @@ impl Directory {
                     origin: route.url.origin(),
                     trusted: route.trusted,
                     ix,
+                    end: Arc::default(),
                     url: route.url.clone(),
                 });
                 place(&mut state.upstreams, &upstream);
@@ -224,6 +229,21 @@ impl Directory {
         node.pools()
             .chain(&node.gone)
             .map(|upstream| still_running(state, now, upstream))
+            .sum()
+    }
+
+    /// Tells everything that runs on a node to end, and says how many requests that are.
+    pub fn end_running(&self, state: &State, now: Mono, node_id: &NodeId) -> u32 {
+        let Some(node) = self.nodes.get(node_id) else {
+            return 0;
+        };
+        let upstreams = node.pools().chain(&node.gone);
+        upstreams
+            .map(|upstream| {
+                let running = still_running(state, now, upstream);
+                upstream.end.notify_waiters();
+                running
+            })
             .sum()
     }
 

@@ -8,7 +8,7 @@ mod directory;
 mod permit;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use tokio::sync::{Notify, oneshot};
 
@@ -18,9 +18,9 @@ use crate::dispatch::{
 };
 use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
 
-pub use crate::dispatch::{Failure, ModelIx, Settings};
+pub use crate::dispatch::{Failure, ModelIx, Policy, Settings};
 pub use directory::{ModelView, PoolRoute, Upstream};
-pub use permit::Permit;
+pub use permit::{EndSignal, Permit};
 
 use directory::Directory;
 
@@ -30,6 +30,20 @@ pub enum Refused {
     /// As many wait as may.
     #[error("the queue of this model is full")]
     QueueFull {
+        /// When a place is likely to be free.
+        retry_after_ms: Millis,
+    },
+    /// The bodies of those who wait take all the room there is for them.
+    #[error("the bodies of waiting requests take as many bytes as they may")]
+    NoRoom {
+        /// When a place is likely to be free.
+        retry_after_ms: Millis,
+    },
+    /// It waited longest when the queue was full, and the policy is that such a request gives way.
+    #[error(
+        "the queue of this model was full, and this request, which had waited longest, gave way to a later one"
+    )]
+    Dropped {
         /// When a place is likely to be free.
         retry_after_ms: Millis,
     },
@@ -70,7 +84,7 @@ pub struct Admission {
     directory: RwLock<Directory>,
     rearm: Notify,
     /// Readers of engines, to be told of early closes.
-    watchers: RwLock<Vec<Arc<Notify>>>,
+    watchers: RwLock<Vec<Weak<Notify>>>,
 }
 
 /// A request in line: its place, kept through retries.
@@ -80,6 +94,8 @@ pub struct Ask {
     pub model: ModelIx,
     /// How many slots.
     pub weight: u32,
+    /// Length of its body, which takes memory while it waits.
+    pub bytes: u64,
     /// The place it got on its first try.
     pub turn: Option<Turn>,
     /// A pool to leave out while another has room.
@@ -158,6 +174,7 @@ impl Admission {
             Verdict::Granted(grant) => Ok(self.permit(state, turn, grant)),
             Verdict::QueueTimeout => Err(Refused::QueueTimeout),
             Verdict::NoReadyPool => Err(Refused::NoReadyPool),
+            Verdict::Dropped { retry_after_ms } => Err(Refused::Dropped { retry_after_ms }),
         }
     }
 
@@ -180,12 +197,13 @@ impl Admission {
                 return Err(Refused::ShuttingDown);
             }
             let turn = ask.turn.unwrap_or_else(|| state.dispatch.arrive(now));
-            match state
+            let offer = state
                 .dispatch
-                .offer(now, turn, ask.model, ask.weight, ask.avoid)
-            {
+                .offer(now, turn, ask.model, ask.weight, ask.bytes, ask.avoid);
+            match offer {
                 Offer::Granted(grant) => Ok(Ok(self.permit(state, turn, grant))),
                 Offer::Full { retry_after_ms } => Err(Refused::QueueFull { retry_after_ms }),
+                Offer::NoRoom { retry_after_ms } => Err(Refused::NoRoom { retry_after_ms }),
                 Offer::Queued => {
                     let (tell, outcome) = oneshot::channel();
                     state.waiters.insert(turn.ticket, Waiter { turn, tell });
@@ -249,7 +267,10 @@ impl Admission {
         self.locked(|state, now| state.dispatch.release(now, grant, answering, quarantine));
         if quarantine != Quarantine::No {
             let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
-            watchers.iter().for_each(|watcher| watcher.notify_one());
+            watchers
+                .iter()
+                .filter_map(Weak::upgrade)
+                .for_each(|watcher| watcher.notify_one());
         }
     }
 
@@ -269,7 +290,8 @@ impl Admission {
             .watchers
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        watchers.push(Arc::clone(&watcher));
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(Arc::downgrade(&watcher));
         watcher
     }
 
@@ -345,6 +367,14 @@ impl Admission {
         let directory = self.directory();
         let state = self.state();
         directory.running(&state, self.clock.now(), node_id)
+    }
+
+    /// Tells the requests that run on a node to end, and says how many they are.
+    #[must_use]
+    pub fn end_running(&self, node_id: &NodeId) -> u32 {
+        let directory = self.directory();
+        let state = self.state();
+        directory.end_running(&state, self.clock.now(), node_id)
     }
 
     /// Requests that wait for a model.

@@ -1,6 +1,9 @@
 //! The right to use slots of one pool.
 
+use std::pin::Pin;
 use std::sync::Arc;
+
+use tokio::sync::futures::OwnedNotified;
 
 use crate::dispatch::{Failure, Grant, PoolIx, Quarantine, Turn};
 use crate::types::Millis;
@@ -34,7 +37,11 @@ pub struct Permit {
     phase: Phase,
     /// The engine has begun to answer at some time.
     answered: bool,
+    end: Option<EndSignal>,
 }
+
+/// Is ready when a request is to end because its node is emptied.
+pub type EndSignal = Pin<Box<OwnedNotified>>;
 
 impl Permit {
     pub(super) fn new(
@@ -43,6 +50,8 @@ impl Permit {
         turn: Turn,
         grant: Grant,
     ) -> Self {
+        // From this moment on: permits are given under the same lock under which their end is told.
+        let end = Some(Box::pin(Arc::clone(&upstream.end).notified_owned()));
         Self {
             admission,
             upstream,
@@ -50,6 +59,7 @@ impl Permit {
             grant,
             phase: Phase::Unused,
             answered: false,
+            end,
         }
     }
 
@@ -69,6 +79,12 @@ impl Permit {
     #[must_use]
     pub fn turn(&self) -> Turn {
         self.turn
+    }
+
+    /// What tells the request to end. There is one; whoever takes it waits for it.
+    #[must_use]
+    pub fn end_signal(&mut self) -> Option<EndSignal> {
+        self.end.take()
     }
 
     /// The request goes out.

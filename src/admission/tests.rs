@@ -5,6 +5,8 @@ use crate::types::PoolState;
 
 const SETTINGS: Settings = Settings {
     queue_capacity: 2,
+    policy: Policy::Reject,
+    queue_bytes: 100,
     queue_timeout_ms: 10_000,
     no_pool_wait_ms: 5_000,
     sample_ttl_ms: 20_000,
@@ -30,7 +32,11 @@ fn node() -> NodeId {
 }
 
 fn start(slots: u32) -> (Arc<Admission>, Ask) {
-    let admission = Admission::new(Clock::new(), SETTINGS);
+    start_with(SETTINGS, slots)
+}
+
+fn start_with(settings: Settings, slots: u32) -> (Arc<Admission>, Ask) {
+    let admission = Admission::new(Clock::new(), settings);
     tokio::spawn(Arc::clone(&admission).drive());
     admission.set_node(&node(), &[route("p", slots)]);
     let model = admission.model("m").expect("known");
@@ -39,6 +45,7 @@ fn start(slots: u32) -> (Arc<Admission>, Ask) {
         Ask {
             model,
             weight: 1,
+            bytes: 1,
             turn: None,
             avoid: None,
         },
@@ -83,6 +90,57 @@ async fn whoever_stops_waiting_leaves_the_line_and_loses_no_slot() {
     drop(first);
     drop(third.await.expect("ran").expect("granted"));
     assert_eq!(admission.counts(&node())[0].1.slots_free, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_drop_lru_the_one_that_waited_longest_is_told_at_once_and_the_rest_are_served_in_order()
+ {
+    let settings = Settings {
+        policy: Policy::DropLru,
+        ..SETTINGS
+    };
+    let (admission, ask) = start_with(settings, 1);
+    let held = admission.acquire(ask).await.expect("a slot is free");
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        waiting.push(wait_for(&admission, ask));
+        tokio::task::yield_now().await;
+    }
+    let dropped = waiting.remove(0).await.expect("ran").err();
+    let wanted = Refused::Dropped {
+        retry_after_ms: 60_000,
+    };
+    assert_eq!(dropped, Some(wanted));
+    assert_eq!(admission.waiting(ask.model), 2);
+    drop(held);
+    for waiter in waiting {
+        drop(waiter.await.expect("ran").expect("granted"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_fit_is_refused_only_when_it_would_have_to_wait() {
+    let (admission, ask) = start(1);
+    let large = Ask { bytes: 101, ..ask };
+    let held = admission.acquire(large).await.expect("a slot is free");
+    assert!(matches!(
+        admission.acquire(large).await,
+        Err(Refused::NoRoom { .. })
+    ));
+    let fits = Ask { bytes: 100, ..ask };
+    let waiting = wait_for(&admission, fits);
+    tokio::task::yield_now().await;
+    assert!(matches!(
+        admission.acquire(ask).await,
+        Err(Refused::NoRoom { .. })
+    ));
+    // Whoever leaves takes its bytes along.
+    waiting.abort();
+    assert!(waiting.await.is_err());
+    let waiting = wait_for(&admission, fits);
+    tokio::task::yield_now().await;
+    drop(held);
+    drop(waiting.await.expect("ran").expect("granted"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,11 +23,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
-use crate::auth::Guard;
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::engines::{self, Engine, InFlight};
 use crate::listen::{self, Workers};
+use crate::secrets::Secrets;
+use crate::service;
 use crate::types::{HttpUrl, NodeId, VERSION};
 
 pub use inventory::FixtureError;
@@ -50,8 +51,8 @@ const FLUSH: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// The control planes to talk to.
     pub client: Client,
-    /// Who may use the proxy.
-    pub guard: Guard,
+    /// Connections at one time.
+    pub max_connections: usize,
     /// The node's name.
     pub node_id: NodeId,
     /// The machine's.
@@ -89,16 +90,18 @@ pub enum AgentError {
     System(#[source] io::Error),
 }
 
-/// Runs until it is told to stop, or until its name belongs to somebody else.
+/// Runs until it is told to stop, or until its name belongs to somebody else. `secrets` say who may use the proxy, and what
+/// is shown to them.
 ///
 /// # Errors
 /// Why it did not start.
-pub async fn run(settings: Settings) -> Result<End, AgentError> {
+pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError> {
     let address = settings.listen;
     let listener = listen::bind(address).map_err(|source| AgentError::Bind { address, source })?;
     let address = listener.local_addr().map_err(AgentError::System)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::System)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::System)?;
+    let hangup = signal(SignalKind::hangup()).map_err(AgentError::System)?;
     let fixture = settings.gpu_fixture.clone();
     let looked = tokio::task::spawn_blocking(move || inventory::look(fixture.as_deref())).await;
     let inventory = looked.map_err(|e| AgentError::System(io::Error::other(e)))??;
@@ -118,6 +121,7 @@ pub async fn run(settings: Settings) -> Result<End, AgentError> {
             clock,
             Some(in_flight),
             Arc::new(Notify::new()),
+            engines::IDLE,
             readings.clone(),
         ));
     }
@@ -125,21 +129,32 @@ pub async fn run(settings: Settings) -> Result<End, AgentError> {
     let shared = Arc::new(Shared {
         node_id: settings.node_id.clone(),
         doors,
-        guard: settings.guard.clone(),
+        guard: secrets.guard(),
         stopping: AtomicBool::new(false),
         quiet: Notify::new(),
     });
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let proxy = Proxy(Arc::clone(&shared));
-    let workers =
-        Workers::spawn("orchd-proxy", &listener, threads, &proxy).map_err(AgentError::System)?;
+    let entrance = listen::Settings {
+        tls: secrets.acceptor(),
+        max_connections: settings.max_connections,
+    };
+    let workers = Workers::spawn("orchd-proxy", &listener, threads, &entrance, &proxy)
+        .map_err(AgentError::System)?;
     drop(listener);
-    info!(version = VERSION, node_id = %settings.node_id, "listening on http://{address}");
+    let scheme = entrance.scheme();
+    info!(version = VERSION, node_id = %settings.node_id, "listening on {scheme}://{address}");
     if settings.engines.is_empty() {
         warn!("no engines: name them with --engine, or this node has nothing to serve");
     }
 
-    let mut node = Node::new(settings, address, clock, inventory, shared);
+    let secrets = tokio::spawn(secrets.watch(hangup));
+    service::ready();
+    let pulse = workers.pulse();
+    // It runs where the node's own life does: while that one is stuck, so is this.
+    let watchdog = tokio::spawn(service::watchdog(async move || pulse.felt().await));
+
+    let mut node = Node::new(settings, (scheme, address), clock, inventory, shared);
     // So that the first heartbeat, which follows the registration at once, already tells what this node serves.
     let _ = tokio::time::timeout(FIRST_READINGS, async {
         while !node.has_read_all()
@@ -177,7 +192,11 @@ pub async fn run(settings: Settings) -> Result<End, AgentError> {
                 node.machine.on_quiet(clock.now());
             }
             () = told_to_stop(&mut terminate, &mut interrupt) => match grace_ends {
-                None => grace_ends = Some(tokio::time::Instant::now() + node.on_stop()),
+                None => {
+                    secrets.abort();
+                    service::stopping();
+                    grace_ends = Some(tokio::time::Instant::now() + node.on_stop());
+                }
                 Some(_) => {
                     warn!("a second signal: ending at once");
                     break End::Stopped;
@@ -195,6 +214,7 @@ pub async fn run(settings: Settings) -> Result<End, AgentError> {
     if let Err(e) = stopped {
         warn!(error = %e, "the serving threads did not end in good order");
     }
+    watchdog.abort();
     info!("stopped");
     Ok(end)
 }

@@ -43,7 +43,8 @@ pub(super) enum CallError {
 
 pub(super) struct Node {
     settings: Settings,
-    listening: SocketAddr,
+    /// `http` or `https`, and where.
+    listening: (&'static str, SocketAddr),
     clock: Clock,
     inventory: Inventory,
     pub shared: Arc<Shared>,
@@ -58,7 +59,7 @@ pub(super) struct Node {
 impl Node {
     pub fn new(
         settings: Settings,
-        listening: SocketAddr,
+        listening: (&'static str, SocketAddr),
         clock: Clock,
         inventory: Inventory,
         shared: Arc<Shared>,
@@ -183,6 +184,7 @@ impl Node {
             version: Some(VERSION.to_owned()),
             labels: self.settings.labels.clone(),
             instance_id: Some(self.instance_id.clone()),
+            announced: false,
             engines: Vec::new(),
         }
     }
@@ -265,7 +267,7 @@ impl Node {
                 warn!(%error, "the control plane did not hear that this node leaves; its silence will tell");
             }
             (Outcome::Unauthorized, _) => {
-                warn!(%error, "the control plane wants its token: put it into ORCHD_API_TOKEN; will try again every 30 s");
+                warn!(%error, "the control plane wants its token: put it into ORCHD_API_TOKEN or ORCHD_API_TOKEN_FILE; will try again every 30 s");
             }
             (Outcome::Failed, _) if self.was_up == Some(false) => {
                 debug!(?call, %error, "the control plane still does not take this node");
@@ -280,7 +282,10 @@ impl Node {
 
 /// How a gateway reaches this agent when nobody says: where it listens; a wildcard is replaced by the address this
 /// machine uses towards the control plane.
-async fn advertised(listening: SocketAddr, server: &HttpUrl) -> Result<HttpUrl, CallError> {
+async fn advertised(
+    (scheme, listening): (&'static str, SocketAddr),
+    server: &HttpUrl,
+) -> Result<HttpUrl, CallError> {
     let origin = server.origin();
     let mut address = listening;
     let mut last = io::Error::from(io::ErrorKind::NotFound);
@@ -289,12 +294,12 @@ async fn advertised(listening: SocketAddr, server: &HttpUrl) -> Result<HttpUrl, 
             if listening.ip().is_loopback() && !server.ip().is_loopback() {
                 warn!(%listening, %server, "a gateway on another machine cannot reach a loopback address: say --listen or --advertise");
             }
-            return Ok(HttpUrl::new(&format!("http://{listening}"))?);
+            return Ok(HttpUrl::new(&format!("{scheme}://{listening}"))?);
         }
         match source_towards(server) {
             Ok(source) => {
                 address.set_ip(source);
-                return Ok(HttpUrl::new(&format!("http://{address}"))?);
+                return Ok(HttpUrl::new(&format!("{scheme}://{address}"))?);
             }
             Err(e) => last = e,
         }

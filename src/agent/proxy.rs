@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tracing::info;
 
-use crate::auth::{API_KEY, Guard};
+use crate::auth::{API_KEY, Area, Guard};
 use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Handler};
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
@@ -152,38 +152,62 @@ fn own(status: StatusCode, value: &serde_json::Value) -> Response<ProxyBody> {
     response
 }
 
+/// Paths that need no token: probes and scrapers have none.
+const OPEN: [&str; 2] = ["/health", "/metrics"];
+
 impl Proxy {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<ProxyBody>, Refused> {
-        let path = request.uri().path();
-        if let Some(rest) = path.strip_prefix("/pools/") {
-            self.0
-                .guard
-                .admit(request.headers())
-                .map_err(|_| Refused::Unauthorized)?;
-            let (pool_id, _) = rest.split_once('/').unwrap_or((rest, ""));
-            let door = self.0.doors.get(pool_id).ok_or(Refused::UnknownPool)?;
-            // Counted first: a stop that comes now either sees this request or is seen by it.
-            let carried = Carried {
-                guard: Some(door.in_flight.enter()),
-                shared: Arc::clone(&self.0),
-            };
-            if self.0.stopping.load(Ordering::SeqCst) {
-                return Err(Refused::Stopping);
+        let admitted = match self.pool(&request) {
+            Ok(admitted) => admitted,
+            Err(refused) => {
+                listen::discard(request.into_body()).await;
+                return Err(refused);
             }
-            let pool_id = pool_id.to_owned();
-            return self.relay(request, &pool_id, door, carried).await;
+        };
+        if let Some((pool_id, carried)) = admitted {
+            let door = self.0.doors.get(&pool_id).ok_or(Refused::UnknownPool)?;
+            return self.relay(request, pool_id.as_str(), door, carried).await;
         }
         let shared = &self.0;
-        Ok(match (request.method(), path) {
+        Ok(match (request.method(), request.uri().path()) {
             (&Method::GET, "/health") => own(
                 StatusCode::OK,
                 &json!({"status": "ok", "version": VERSION, "node_id": shared.node_id, "in_flight": shared.in_flight()}),
             ),
-            _ => own(
+            (_, path) => own(
                 StatusCode::NOT_FOUND,
                 &json!({"error": {"message": format!("there is no {path}")}}),
             ),
         })
+    }
+
+    /// The pool a request is for, entered; none when it is for this agent itself.
+    fn pool(&self, request: &Request<Incoming>) -> Result<Option<(PoolId, Carried)>, Refused> {
+        let path = request.uri().path();
+        if !OPEN.contains(&path) {
+            self.0
+                .guard
+                .admit(request.headers(), Area::Fleet)
+                .map_err(|_| Refused::Unauthorized)?;
+        }
+        let Some(rest) = path.strip_prefix("/pools/") else {
+            return Ok(None);
+        };
+        let (pool_id, _) = rest.split_once('/').unwrap_or((rest, ""));
+        let (pool_id, door) = self
+            .0
+            .doors
+            .get_key_value(pool_id)
+            .ok_or(Refused::UnknownPool)?;
+        // Counted first: a stop that comes now either sees this request or is seen by it.
+        let carried = Carried {
+            guard: Some(door.in_flight.enter()),
+            shared: Arc::clone(&self.0),
+        };
+        if self.0.stopping.load(Ordering::SeqCst) {
+            return Err(Refused::Stopping);
+        }
+        Ok(Some((pool_id.clone(), carried)))
     }
 
     async fn relay(

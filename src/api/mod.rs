@@ -1,11 +1,14 @@
-//! The control face: `/v2`, health and version.
+//! The control face: `/v2`, health, metrics and version.
 //!
 //! Purpose: HTTP in, `control` asked, HTTP out. Invariants: refusals come in the contract's order (profile, route, size,
 //! type, body, conflict, node), each with a code from the one table in `types`; nothing is acknowledged that `control`
 //! has not. Called by `server` for everything that is not `/v1`.
 
 mod body;
+mod events;
+mod metrics;
 mod nodes;
+mod openapi;
 mod refusal;
 
 use std::sync::Arc;
@@ -15,14 +18,18 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::{OpenApi, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::auth::Guard;
+use crate::auth::{Area, Denied, Guard};
 use crate::control::Control;
 use crate::listen;
-use crate::types::{ErrorCode, VERSION, Version};
+use crate::types::{Availability, ErrorCode, PoolList, VERSION, Version};
+
+use openapi::Guarded;
 
 pub use refusal::ApiError;
 
@@ -80,33 +87,39 @@ pub struct Api {
 impl Api {
     /// The routes.
     pub fn router(self) -> Router {
-        Router::new()
-            .route("/v2/nodes", get(nodes::list))
-            .route("/v2/nodes/register", post(nodes::register))
-            .route("/v2/nodes/{id}", get(nodes::get).delete(nodes::deregister))
-            .route("/v2/nodes/{id}/heartbeat", post(nodes::heartbeat))
-            .route(
-                "/v2/nodes/{id}/drain",
-                post(nodes::drain).merge(delete(nodes::undrain)),
-            )
-            .route("/v2/pools", get(pools))
-            .route("/v2/catalog/availability", get(availability))
-            .route("/v2/meta/version", get(version))
-            .route("/health", get(health))
-            .route("/livez", get(|| async { "ok\n" }))
-            .route("/readyz", get(ready))
+        Router::from(routes())
             .fallback(no_route)
             .method_not_allowed_fallback(no_method)
             .layer(middleware::from_fn_with_state(
                 self.clone(),
                 refuse_at_the_door,
             ))
+            .layer(middleware::from_fn_with_state(self.clone(), metrics::count))
             .with_state(self)
     }
 }
 
-/// Paths that need no token: probes and load balancers have none.
-const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
+/// Every route with its description.
+fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(openapi::Frame::openapi())
+        .routes(routes!(nodes::list))
+        .routes(routes!(nodes::register))
+        .routes(routes!(nodes::get, nodes::deregister))
+        .routes(routes!(nodes::heartbeat))
+        .routes(routes!(nodes::drain, nodes::undrain))
+        .routes(routes!(events::follow))
+        .routes(routes!(pools))
+        .routes(routes!(availability))
+        .routes(routes!(version))
+        .routes(routes!(openapi::show))
+        .routes(routes!(health))
+        .routes(routes!(live))
+        .routes(routes!(ready))
+        .routes(routes!(metrics::show))
+}
+
+/// Paths that need no token: probes, load balancers and scrapers have none.
+const OPEN: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
 
 /// First who asks, then whether this profile has what is asked for: the node calls belong to CLOUD, whatever their body.
 async fn refuse_at_the_door(State(api): State<Api>, request: Request, next: Next) -> Response {
@@ -122,10 +135,16 @@ async fn refuse_at_the_door(State(api): State<Api>, request: Request, next: Next
 impl Api {
     fn refusal(&self, path: &str, headers: &HeaderMap) -> Option<Response> {
         if !OPEN.contains(&path)
-            && let Err(denied) = self.guard.admit(headers)
+            && let Err(denied) = self.guard.admit(headers, Area::Fleet)
         {
-            let refusal = ApiError::new(ErrorCode::Unauthorized, denied.to_string());
-            let mut response = refusal.into_response();
+            let code = match denied {
+                Denied::Missing | Denied::Wrong => ErrorCode::Unauthorized,
+                Denied::Forbidden => ErrorCode::Forbidden,
+            };
+            let mut response = ApiError::new(code, denied.to_string()).into_response();
+            if code == ErrorCode::Forbidden {
+                return Some(response);
+            }
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -157,14 +176,38 @@ async fn no_method(request: Request) -> ApiError {
     ApiError::new(ErrorCode::MethodNotAllowed, message)
 }
 
-async fn pools(State(api): State<Api>) -> Response {
-    Json(api.control.pools()).into_response()
+/// Every pool with its slots, sorted by node, then by name.
+#[utoipa::path(
+    get,
+    path = "/v2/pools",
+    operation_id = "list_pools",
+    tag = "engines",
+    responses((status = 200, description = "All pools", body = PoolList), Guarded)
+)]
+async fn pools(State(api): State<Api>) -> Json<PoolList> {
+    Json(api.control.pools())
 }
 
-async fn availability(State(api): State<Api>) -> Response {
-    Json(api.control.availability()).into_response()
+/// Where each model can be had.
+#[utoipa::path(
+    get,
+    path = "/v2/catalog/availability",
+    operation_id = "availability",
+    tag = "engines",
+    responses((status = 200, description = "All models", body = Availability), Guarded)
+)]
+async fn availability(State(api): State<Api>) -> Json<Availability> {
+    Json(api.control.availability())
 }
 
+/// Which version answers, and what it is for.
+#[utoipa::path(
+    get,
+    path = "/v2/meta/version",
+    operation_id = "version",
+    tag = "server",
+    responses((status = 200, description = "This server", body = Version), Guarded)
+)]
 async fn version(State(api): State<Api>) -> Json<Version> {
     Json(Version {
         version: VERSION.to_owned(),
@@ -172,11 +215,59 @@ async fn version(State(api): State<Api>) -> Json<Version> {
     })
 }
 
-async fn health(State(api): State<Api>) -> Response {
-    Json(json!({"status": "ok", "version": VERSION, "profile": api.profile.as_str()}))
-        .into_response()
+/// What a process that lives says of itself.
+#[derive(Debug, Serialize, ToSchema)]
+struct Alive {
+    /// Always `ok`.
+    status: &'static str,
+    /// Of the package.
+    version: &'static str,
+    /// `home` or `cloud`.
+    profile: &'static str,
 }
 
+/// Whether the process lives.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "health",
+    tag = "server",
+    security(()),
+    responses((status = 200, description = "It does", body = Alive))
+)]
+async fn health(State(api): State<Api>) -> Json<Alive> {
+    Json(Alive {
+        status: "ok",
+        version: VERSION,
+        profile: api.profile.as_str(),
+    })
+}
+
+/// Whether the process lives, in one word.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    operation_id = "live",
+    tag = "server",
+    security(()),
+    responses((status = 200, description = "It does", body = String, content_type = "text/plain"))
+)]
+async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// Whether the process takes requests: not before everything is open, nor from the first moment of a stop on.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "ready",
+    tag = "server",
+    security(()),
+    responses(
+        (status = 200, description = "It does", body = String, content_type = "text/plain"),
+        (status = 503, description = "Not now", body = String, content_type = "text/plain"),
+    )
+)]
 async fn ready(State(api): State<Api>) -> (StatusCode, &'static str) {
     if api.readiness.is_ready() {
         (StatusCode::OK, "ready\n")

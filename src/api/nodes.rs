@@ -4,25 +4,28 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::control::NodeFilter;
 use crate::types::{
-    DrainRequest, ErrorCode, HeartbeatReply, HeartbeatRequest, NodeId, NodeStatus, NodeView,
-    RegisterReply, RegisterRequest, millis,
+    DrainRequest, ErrorCode, HeartbeatReply, HeartbeatRequest, MAX_GPUS, MAX_LABELS, MAX_POOLS,
+    NodeId, NodeList, NodeStatus, NodeView, RegisterReply, RegisterRequest, millis, name_engines,
 };
 
+use super::openapi::{
+    LabelSelector, OfDeregister, OfDrain, OfHeartbeat, OfNode, OfNodes, OfRegister, OfUndrain,
+};
 use super::{Api, ApiError, body};
 
-/// Limits of a registration and a heartbeat (contract §1.1).
-const MAX_POOLS: usize = 1_024;
-const MAX_GPUS: usize = 64;
-const MAX_LABELS: usize = 64;
 /// Nodes on a page unless told otherwise.
 const PAGE: usize = 1_000;
+/// Nodes of a list that are shown at one moment.
+const PART: usize = 64;
+/// How a list begins.
+const BEFORE_NODES: &str = "{\"nodes\":[";
 
-fn invalid(message: impl Into<String>) -> ApiError {
+pub(super) fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, message)
 }
 
@@ -54,6 +57,15 @@ fn at_most(what: &str, count: usize, limit: usize) -> Result<(), ApiError> {
     }
 }
 
+/// Registers a node, or describes it anew. Idempotent; starts the lease.
+#[utoipa::path(
+    post,
+    path = "/v2/nodes/register",
+    operation_id = "register_node",
+    tag = "nodes",
+    request_body = RegisterRequest,
+    responses((status = 200, description = "Registered", body = RegisterReply), OfRegister)
+)]
 pub(super) async fn register(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -69,14 +81,13 @@ pub(super) async fn register(
         at_most("engines", request.engines.len(), MAX_POOLS)?;
         at_most("GPUs", request.capabilities.gpus.len(), MAX_GPUS)?;
         at_most("labels", request.labels.len(), MAX_LABELS)?;
-        if !request.engines.is_empty() {
-            return Err(invalid(
-                "`engines`: this version does not probe the engines of an agentless node yet; run `orchd agent` there",
-            ));
-        }
+        name_engines(&request.engines).map_err(|e| invalid(format!("`engines`: {e}")))?;
         Ok(api.control.register(request).await?)
     };
-    result.await.map(Json).map_err(|e| e.of_register(asked))
+    result
+        .await
+        .map(Json)
+        .map_err(|e: ApiError| e.of_register(asked))
 }
 
 /// The name a registration asks for, for a refusal to repeat, as far as it can be read.
@@ -90,6 +101,16 @@ fn asked_name(bytes: &[u8]) -> String {
         .to_owned()
 }
 
+/// Takes a heartbeat: renews the lease and replaces the node's pool status.
+#[utoipa::path(
+    post,
+    path = "/v2/nodes/{id}/heartbeat",
+    operation_id = "heartbeat",
+    tag = "nodes",
+    params(("id" = NodeId, Path, description = "The node")),
+    request_body = HeartbeatRequest,
+    responses((status = 200, description = "Heard", body = HeartbeatReply), OfHeartbeat)
+)]
 pub(super) async fn heartbeat(
     State(api): State<Api>,
     id: NodePath,
@@ -125,6 +146,19 @@ pub(super) async fn heartbeat(
         .map_err(|e: ApiError| e.of_heartbeat(interval_ms))
 }
 
+/// Ends a registration. What an operator asked of the node stays, unless it is to be forgotten.
+#[utoipa::path(
+    delete,
+    path = "/v2/nodes/{id}",
+    operation_id = "deregister_node",
+    tag = "nodes",
+    params(
+        ("id" = NodeId, Path, description = "The node"),
+        ("instance_id" = Option<String>, Query, description = "The agent process that asks"),
+        ("forget" = Option<bool>, Query, description = "Drop what an operator asked of it, too"),
+    ),
+    responses((status = 204, description = "It is gone"), OfDeregister)
+)]
 pub(super) async fn deregister(
     State(api): State<Api>,
     id: NodePath,
@@ -144,6 +178,21 @@ pub(super) async fn deregister(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// All registered nodes, sorted by name.
+#[utoipa::path(
+    get,
+    path = "/v2/nodes",
+    operation_id = "list_nodes",
+    tag = "nodes",
+    params(
+        ("status" = Option<Vec<NodeStatus>>, Query, explode = false, min_items = 1, description = "Any of these words"),
+        ("label" = Option<Vec<LabelSelector>>, Query, description = "KEY=VALUE; all of them must hold"),
+        ("limit" = Option<u64>, Query, minimum = 1, description = "Nodes on a page; 1,000 unless told otherwise"),
+        ("after" = Option<NodeId>, Query, description = "Names after this one: `next` of the page before"),
+        ("departed" = Option<bool>, Query, description = "Only nodes that left but still hold what was asked of them"),
+    ),
+    responses((status = 200, description = "A page of nodes", body = NodeList), OfNodes)
+)]
 pub(super) async fn list(
     State(api): State<Api>,
     RawQuery(query): RawQuery,
@@ -155,7 +204,7 @@ pub(super) async fn list(
     for (key, value) in pairs(query.as_deref()) {
         match key.as_str() {
             "status" => {
-                for word in value.split(',').filter(|word| !word.is_empty()) {
+                for word in value.split(',') {
                     filter.status.push(status(word)?);
                 }
             }
@@ -184,7 +233,32 @@ pub(super) async fn list(
             _ => {}
         }
     }
-    Ok(Json(api.control.nodes(&filter)).into_response())
+    Ok(written(&api, &filter).await)
+}
+
+/// A list as it is sent: written a few nodes at a time, so that neither heartbeats nor this thread's other connections
+/// wait for ten thousand of them, and only its text is held whole.
+async fn written(api: &Api, filter: &NodeFilter) -> Response {
+    let (node_ids, mut list) = api.control.listing(filter);
+    let mut text = BEFORE_NODES.as_bytes().to_vec();
+    let mut count = 0;
+    for part in node_ids.chunks(PART) {
+        for node in api.control.listed(filter, part) {
+            if count > 0 {
+                text.push(b',');
+            }
+            count += 1;
+            serde_json::to_writer(&mut text, &node).expect("our own types always serialise");
+        }
+        tokio::task::yield_now().await;
+    }
+    list.count = count;
+    let rest = serde_json::to_string(&list).expect("our own types always serialise");
+    let rest = rest
+        .strip_prefix(BEFORE_NODES)
+        .expect("a list begins with its nodes, of which this one has none");
+    text.extend_from_slice(rest.as_bytes());
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 fn status(word: &str) -> Result<NodeStatus, ApiError> {
@@ -199,21 +273,40 @@ fn status(word: &str) -> Result<NodeStatus, ApiError> {
 
 fn flag(key: &str, value: &str) -> Result<bool, ApiError> {
     match value {
-        "true" | "1" | "" => Ok(true),
+        "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(invalid(format!("{key}={value:?} must be true or false"))),
     }
 }
 
 /// Keys and values of a query, in order.
-fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
+pub(super) fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
     url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned()
 }
 
+/// One node.
+#[utoipa::path(
+    get,
+    path = "/v2/nodes/{id}",
+    operation_id = "get_node",
+    tag = "nodes",
+    params(("id" = NodeId, Path, description = "The node")),
+    responses((status = 200, description = "The node", body = NodeView), OfNode)
+)]
 pub(super) async fn get(State(api): State<Api>, id: NodePath) -> Result<Json<NodeView>, ApiError> {
     Ok(Json(api.control.node(&id.node_id()?)?))
 }
 
+/// No new requests to a node; running ones finish. Idempotent.
+#[utoipa::path(
+    post,
+    path = "/v2/nodes/{id}/drain",
+    operation_id = "drain_node",
+    tag = "nodes",
+    params(("id" = NodeId, Path, description = "The node")),
+    request_body = DrainRequest,
+    responses((status = 202, description = "It drains", body = NodeView), OfDrain)
+)]
 pub(super) async fn drain(
     State(api): State<Api>,
     id: NodePath,
@@ -226,16 +319,19 @@ pub(super) async fn drain(
     } else {
         body::parse(&bytes)?
     };
-    if request.deadline_ms.is_some() || request.force == Some(true) {
-        return Err(invalid(
-            "`deadline_ms` and `force`: this version does not end running requests yet; drain without them, and what \
-             runs will finish",
-        ));
-    }
     let view = api.control.drain(id.node_id()?, request).await?;
     Ok((StatusCode::ACCEPTED, Json(view)))
 }
 
+/// The end of a drain, also when there was none.
+#[utoipa::path(
+    delete,
+    path = "/v2/nodes/{id}/drain",
+    operation_id = "undrain_node",
+    tag = "nodes",
+    params(("id" = NodeId, Path, description = "The node")),
+    responses((status = 200, description = "It does not drain", body = NodeView), OfUndrain)
+)]
 pub(super) async fn undrain(
     State(api): State<Api>,
     id: NodePath,

@@ -71,7 +71,10 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status =
             StatusCode::from_u16(self.body.code.status()).expect("the table holds statuses");
+        let code = self.body.code;
         let mut response = (status, Json(self.body)).into_response();
+        // For whoever counts refusals.
+        response.extensions_mut().insert(code);
         if let Some(ms) = self.retry_after_ms {
             response.headers_mut().insert(
                 header::RETRY_AFTER,

@@ -8,7 +8,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::value::{Unit, address, duration, label_map};
-use super::{DAY, EngineArg, EngineSpec, Label, MachineId, UsageError, name_engines};
+use super::{
+    DAY, EngineArg, EngineSpec, Label, ListenerArgs, MachineId, UsageError, name_engines,
+    runtime_dir_warning,
+};
 use crate::types::{HttpUrl, NodeId};
 
 /// `orchd agent`.
@@ -20,11 +23,19 @@ Examples:
   orchd agent --engine small=http://127.0.0.1:8081 --engine big=http://127.0.0.1:8082
       Report two engines with names
   orchd agent --listen 0.0.0.0:9200 --advertise http://gpu-7.example:9200 --label rack=b2
-      Say how the gateway reaches this host, and label it")]
+      Say how the gateway reaches this host, and label it
+
+Log:
+  ORCHD_LOG=debug orchd agent ...
+      More of it, on stderr: error, warn, info, debug or trace; or parts, as in orchd::agent=debug")]
 pub struct AgentArgs {
     /// Engine to report and relay to; repeatable. The first one without a name is called `default`, the others HOST-PORT
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
+
+    /// Directory in which engines announce themselves with handoff files [default: .runtime/engines]
+    #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
+    pub runtime_dir: Option<PathBuf>,
 
     /// Name of this node in the fleet [default: the host name]
     #[arg(long, value_name = "NODE")]
@@ -65,16 +76,28 @@ pub struct AgentArgs {
         value_parser = duration(Unit::Millis, Duration::ZERO, DAY)
     )]
     pub shutdown_grace: Duration,
+
+    /// How it listens.
+    #[command(flatten)]
+    pub listener: ListenerArgs,
 }
 
 impl AgentArgs {
     /// Checks what no single option can know.
     ///
     /// # Errors
-    /// Two engines of one name or address, a label twice, too many labels.
+    /// Two engines of one name or address, a label twice, too many labels, a certificate without its key.
     pub fn check(&self) -> Result<(), UsageError> {
+        self.listener.pair()?;
         self.engine_specs()?;
         self.label_map().map(drop)
+    }
+
+    /// What is allowed, and may surprise.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        runtime_dir_warning(self.runtime_dir.as_ref())
+            .into_iter()
+            .collect()
     }
 
     /// The engines, named.

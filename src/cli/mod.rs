@@ -3,23 +3,37 @@
 //! Invariants: a value that leaves this module has its unit and is within its range; nothing here reads a clock, a
 //! file or the network. Environment variables carry bare numbers in the unit their name says, flags carry a unit
 //! (`--queue-timeout 30s`, `ORCHD_QUEUE_TIMEOUT_MS=30000`), and each is refused in the other's form, because a number
-//! whose unit has to be guessed is sooner or later guessed wrong. Called by `main`, by `commands`, and by the tests
+//! whose unit has to be guessed is sooner or later guessed wrong. Called by `config`, by `commands`, and by the tests
 //! that compare the generated files.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
+mod admission;
 mod agent;
+mod config;
 mod nodes;
+mod pools;
+mod security;
 mod serve;
 mod tools;
 mod value;
 
+pub use admission::{AdmissionPolicy, ByteSize};
 pub use agent::AgentArgs;
-pub use nodes::{
-    NodesCommand, NodesDrainArgs, NodesListArgs, NodesRegisterArgs, NodesUndrainArgs, OutputFormat,
+pub use config::{
+    ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs, Process,
 };
+pub use nodes::{
+    DetailFormat, NodesCommand, NodesDrainArgs, NodesGetArgs, NodesListArgs, NodesRegisterArgs,
+    NodesRemoveArgs, NodesUndrainArgs, NodesWaitArgs, OutputFormat, Selection, Wanted,
+};
+pub use pools::{
+    EventsArgs, EventsFormat, ModelsCommand, ModelsListArgs, PoolsCommand, PoolsListArgs,
+};
+pub use security::{ApiTokenArgs, ClientTokenArgs, ListenerArgs, TokenSource};
 pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};
 use value::text;
@@ -29,8 +43,21 @@ pub use value::{
 
 use crate::types::HttpUrl;
 
+/// Where engines announce themselves when nobody says otherwise, relative to the working directory (the original system's).
+pub const RUNTIME_DIR: &str = ".runtime/engines";
+
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
+
+/// Said of a directory that was asked for and is not looked at.
+fn runtime_dir_warning(dir: Option<&PathBuf>) -> Option<String> {
+    dir.map(|dir| {
+        format!(
+            "this version does not watch the runtime directory {} yet: name engines with --engine",
+            dir.display()
+        )
+    })
+}
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -68,6 +95,16 @@ Exit status:
     max_term_width = 100
 )]
 pub struct Cli {
+    /// Settings in a file, shared by all verbs [default: orchd/config.toml in the user's configuration directory, else
+    /// /etc/orchd/config.toml]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ORCHD_CONFIG",
+        value_hint = clap::ValueHint::FilePath,
+        global = true
+    )]
+    pub config: Option<PathBuf>,
     /// Where the control plane is.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -76,12 +113,16 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Parses the command line of this process. Help, the version and mistakes end the process here, as every command line
-/// tool does it: exit code 0 for the first two, 2 for mistakes.
-#[must_use]
-pub fn parse() -> Cli {
-    let matches = command().get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+impl Cli {
+    /// What somebody should know before the verb runs with these settings, which are good in themselves.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        match &self.command {
+            Command::Serve(args) => args.warnings(),
+            Command::Agent(args) => args.warnings(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// The definition of the command line, complete: what help, man pages and completions are made from.
@@ -103,12 +144,18 @@ pub fn command() -> clap::Command {
 
 /// Heading of the options in [`ConnectArgs`].
 const CONNECTION: &str = "Connection";
-/// Verbs for which options of the connection mean nothing. `serve` connects to nobody, and takes the token from whoever
-/// connects to it.
+/// Verbs for which options of the connection mean nothing. `serve` connects to no control plane, and takes the token from
+/// whoever connects to it.
 const WITHOUT_CONNECTION: [(&str, &[&str]); 3] = [
     ("serve", &["servers"]),
-    ("completions", &["servers", "api_token"]),
-    ("man", &["servers", "api_token"]),
+    (
+        "completions",
+        &["config", "servers", "api_token", "api_token_file", "ca"],
+    ),
+    (
+        "man",
+        &["config", "servers", "api_token", "api_token_file", "ca"],
+    ),
 ];
 
 /// How to reach the control plane. Used by the agent and by every command that talks to one.
@@ -127,27 +174,9 @@ pub struct ConnectArgs {
     )]
     pub servers: Vec<HttpUrl>,
 
-    /// Token of the control plane: commands and agents show it, `serve` and `agent` ask for it. Set the variable rather than
-    /// the option, which others on this machine can read
-    #[arg(
-        long,
-        value_name = "TOKEN",
-        env = "ORCHD_API_TOKEN",
-        hide_env_values = true,
-        global = true
-    )]
-    pub api_token: Option<ApiToken>,
-}
-
-impl ConnectArgs {
-    /// The token to send; an empty variable means none.
-    #[must_use]
-    pub fn token(&self) -> Option<String> {
-        self.api_token
-            .as_ref()
-            .map(|token| token.0.clone())
-            .filter(|token| !token.is_empty())
-    }
+    /// What to show it, and how to verify it.
+    #[command(flatten)]
+    pub api: ApiTokenArgs,
 }
 
 /// The verbs.
@@ -169,9 +198,40 @@ pub enum Command {
     /// Show and manage the nodes of the fleet
     #[command(subcommand, arg_required_else_help = true)]
     Nodes(NodesCommand),
+    /// Show the engines that requests are routed to
+    #[command(subcommand, arg_required_else_help = true)]
+    Pools(PoolsCommand),
+    /// Show the models that can be asked for
+    #[command(subcommand, arg_required_else_help = true)]
+    Models(ModelsCommand),
+    /// Follow what happens, one line an event
+    ///
+    /// Shows what happens from now on, until interrupted. When the connection is lost it is made again, and goes on where it
+    /// ended; when that is not possible, stderr says that events are missing.
+    Events(EventsArgs),
+    /// Show and check the settings of `serve` and `agent`
+    ///
+    /// A setting comes from a flag, else from its variable, else from the configuration file, else from the default. In the
+    /// file its key is the long name of the option, with _ for -; durations and sizes are written as for flags. The
+    /// agent's own settings may stand in the table `[agent]`; `listen` at the top level is that of `orchd serve`.
+    #[command(
+        subcommand,
+        arg_required_else_help = true,
+        after_long_help = "\
+Examples:
+  orchd config show agent
+      Every setting of an agent, and where it came from
+  orchd config check
+      Whether `orchd serve` and `orchd agent` would start
+  orchd config unit serve
+      A systemd unit"
+    )]
+    Config(ConfigCommand),
     /// Print a completion script for a shell
     ///
-    /// Where the script belongs depends on the shell; see the examples.
+    /// Where the script belongs depends on the shell; see the examples. The script asks the `orchd` on the path what could stand
+    /// next, and that one asks the control plane for the names of nodes, with the server and token of the command line or
+    /// of ORCHD_SERVER and ORCHD_API_TOKEN.
     Completions(CompletionsArgs),
     /// Print the manual page, or write all of them
     ///

@@ -6,11 +6,17 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::admission::{AdmissionPolicy, ByteSize, PolicyParser, size};
 use super::value::{Unit, address, cloud, count, duration};
-use super::{DAY, EngineArg, EngineSpec, HOUR, UsageError, name_engines, show_duration};
+use super::{
+    ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, UsageError, name_engines,
+    runtime_dir_warning, show_duration,
+};
 
 /// A heartbeat interval that nobody set is a third of the timeout, and at most this: the original system's interval.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// A node timeout that leaves room for two lost heartbeats of the original system's clients.
+const ORIGINAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A restart grace that nobody set is the timeout, and at least this.
 const RESTART_GRACE: Duration = Duration::from_secs(30);
 
@@ -23,7 +29,11 @@ Examples:
   orchd serve --engine small=http://127.0.0.1:8081 --engine big=http://127.0.0.1:8082
       One machine, two engines with names
   orchd serve --cloud --listen 10.0.0.1:8080 --node-timeout 1m
-      A fleet whose nodes count as Offline after a minute of silence")]
+      A fleet whose nodes count as Offline after a minute of silence
+
+Log:
+  ORCHD_LOG=debug orchd serve ...
+      More of it, on stderr: error, warn, info, debug or trace; or parts, as in orchd::gateway=debug")]
 pub struct ServeArgs {
     /// Keep a registry of nodes (the CLOUD profile) instead of serving this machine alone (HOME)
     #[arg(
@@ -53,6 +63,10 @@ pub struct ServeArgs {
     /// others HOST-PORT
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
+
+    /// Directory in which engines announce themselves with handoff files [default: .runtime/engines]
+    #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
+    pub runtime_dir: Option<PathBuf>,
 
     /// Silence after which a node counts as Offline (1s to 1h)
     #[arg(
@@ -98,6 +112,40 @@ pub struct ServeArgs {
     )]
     pub restart_grace: Option<Duration>,
 
+    /// Silent nodes from which on mass silence is taken for a fault of this side: while it lasts, none of them goes
+    /// Offline (1 to 1000000)
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "ORCHD_FLEET_HOLD_MIN",
+        default_value_t = 5,
+        value_parser = count(1, 1_000_000),
+        help_heading = "Liveness"
+    )]
+    pub fleet_hold_min: u32,
+
+    /// Share of the fleet that must be silent for that, in percent; 0 turns it off (0 to 100)
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        env = "ORCHD_FLEET_HOLD_PERCENT",
+        default_value_t = 30,
+        value_parser = count(0, 100),
+        help_heading = "Liveness"
+    )]
+    pub fleet_hold_percent: u32,
+
+    /// How long that may last (1s to 24h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_FLEET_HOLD_MAX_MS",
+        default_value = "10m",
+        value_parser = duration(Unit::Millis, Duration::from_secs(1), DAY),
+        help_heading = "Liveness"
+    )]
+    pub fleet_hold_max: Duration,
+
     /// Requests that may wait for one model; more are refused (0 to 1000000)
     #[arg(
         long,
@@ -108,6 +156,29 @@ pub struct ServeArgs {
         help_heading = "Gateway"
     )]
     pub admission_capacity: u32,
+
+    /// Room for the bodies of waiting requests, over all models (0B to 1024GiB)
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "ORCHD_ADMISSION_BYTES",
+        default_value = "256MiB",
+        value_parser = size(ByteSize(1 << 40)),
+        help_heading = "Gateway"
+    )]
+    pub admission_bytes: ByteSize,
+
+    /// What happens when the queue of a model is full: `reject` refuses the request that comes, `drop-lru` the one that
+    /// has waited longest
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "ORCHD_ADMISSION_POLICY",
+        default_value = "reject",
+        value_parser = PolicyParser,
+        help_heading = "Gateway"
+    )]
+    pub admission_policy: AdmissionPolicy,
 
     /// How long a request waits for a free slot (1ms to 24h)
     #[arg(
@@ -144,13 +215,21 @@ pub struct ServeArgs {
     /// Directory for what must survive a restart [default: orchd's state directory of the user]
     #[arg(long, value_name = "DIR", env = "ORCHD_STATE_DIR", value_hint = clap::ValueHint::DirPath)]
     pub state_dir: Option<PathBuf>,
+
+    /// Who else is let in.
+    #[command(flatten)]
+    pub client: ClientTokenArgs,
+    /// How it listens.
+    #[command(flatten)]
+    pub listener: ListenerArgs,
 }
 
 impl ServeArgs {
     /// Checks what no single option can know.
     ///
     /// # Errors
-    /// `--cloud` with `--engine`, a heartbeat interval above a third of the node timeout, engines of one name.
+    /// `--cloud` with `--engine`, a heartbeat interval above a third of the node timeout, engines of one name, a token
+    /// and its file, a certificate without its key.
     pub fn check(&self) -> Result<(), UsageError> {
         if self.cloud && !self.engines.is_empty() {
             return Err(UsageError::new(
@@ -173,7 +252,23 @@ impl ServeArgs {
                 ),
             ));
         }
+        self.client.tokens()?;
+        self.listener.pair()?;
         self.engine_specs().map(drop)
+    }
+
+    /// What is allowed, and may surprise.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let short = (self.node_timeout < ORIGINAL_TIMEOUT).then(|| {
+            format!(
+                "the node timeout {} (--node-timeout, ORCHESTRATORD_NODE_TIMEOUT_MS) is below {}: agents of the original \
+                 system send a heartbeat every 10s whatever they are told, and would flap",
+                show_duration(self.node_timeout),
+                show_duration(ORIGINAL_TIMEOUT)
+            )
+        });
+        let unwatched = runtime_dir_warning(self.runtime_dir.as_ref());
+        short.into_iter().chain(unwatched).collect()
     }
 
     /// The engines, named.

@@ -13,7 +13,11 @@ Examples:
   orchd completions zsh > ~/.zfunc/_orchd
       For zsh, with ~/.zfunc in $fpath
   orchd completions fish > ~/.config/fish/completions/orchd.fish
-      For fish")]
+      For fish
+  eval (orchd completions elvish | slurp)
+      For elvish, in ~/.config/elvish/rc.elv
+  orchd completions powershell | Out-String | Invoke-Expression
+      For PowerShell, in $PROFILE")]
 pub struct CompletionsArgs {
     /// The shell
     #[arg(value_name = "SHELL", value_enum)]

@@ -14,7 +14,7 @@ use clap::builder::{PossibleValue, StringValueParser, TypedValueParser, ValuePar
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 
-use crate::types::{HttpUrl, NodeStatus, PoolId, parse_duration};
+use crate::types::{self, EngineClash, EngineRef, HttpUrl, NodeStatus, PoolId, parse_duration};
 
 /// Labels one node may carry.
 const MAX_LABELS: usize = 64;
@@ -101,71 +101,28 @@ pub struct EngineSpec {
 /// # Errors
 /// Two engines of one name, or one engine twice.
 pub fn name_engines(engines: &[EngineArg]) -> Result<Vec<EngineSpec>, UsageError> {
-    let mut unnamed = 0;
-    let mut specs: Vec<EngineSpec> = Vec::with_capacity(engines.len());
-    for engine in engines {
-        let name = engine.name.clone().unwrap_or_else(|| {
-            unnamed += 1;
-            if unnamed == 1 {
-                PoolId::new("default").expect("letters only")
-            } else {
-                host_port(&engine.url)
-            }
-        });
-        if let Some(other) = specs
-            .iter()
-            .find(|other| same_place(&other.url, &engine.url))
-        {
-            return Err(UsageError::new(
-                format!(
-                    "the engine {} is given twice, the first time as {}",
-                    engine.url, other.name
-                ),
-                "its slots would be counted twice; leave one out",
-            ));
-        }
-        if let Some(other) = specs.iter().find(|other| other.name == name) {
-            return Err(UsageError::new(
-                format!(
-                    "the engines {} and {} would both be called {name}",
-                    other.url, engine.url
-                ),
-                format!("give one another name: --engine NAME={}", engine.url),
-            ));
-        }
-        specs.push(EngineSpec {
-            name,
+    let engines: Vec<EngineRef> = engines
+        .iter()
+        .map(|engine| EngineRef {
+            pool_id: engine.name.clone(),
             url: engine.url.clone(),
-        });
-    }
-    Ok(specs)
-}
-
-fn same_place(a: &HttpUrl, b: &HttpUrl) -> bool {
-    a.origin() == b.origin()
-}
-
-/// `HOST-PORT`, with `-` for every character that pool names do not have.
-fn host_port(url: &HttpUrl) -> PoolId {
-    // 128 bytes are the limit of a name; a port takes five of them and its dash one.
-    const HOST_BYTES: usize = 122;
-    let origin = url.origin();
-    let host: String = origin
-        .host
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
-                c
-            } else {
-                '-'
-            }
         })
-        .skip_while(|c| !c.is_ascii_alphanumeric())
-        .take(HOST_BYTES)
         .collect();
-    let name = format!("{host}-{}", origin.port);
-    PoolId::new(name.trim_start_matches('-'))
-        .expect("made of the characters of a name, and begins with one")
+    let named = types::name_engines(&engines).map_err(|clash| {
+        let hint = match &clash {
+            EngineClash::Twice { .. } => {
+                "its slots would be counted twice; leave one out".to_owned()
+            }
+            EngineClash::SameName { second, .. } => {
+                format!("give one another name: --engine NAME={second}")
+            }
+        };
+        UsageError::new(clash.to_string(), hint)
+    })?;
+    let specs = named
+        .into_iter()
+        .map(|(name, url)| EngineSpec { name, url });
+    Ok(specs.collect())
 }
 
 /// A machine id as a flag gives it: not empty, no control characters.
@@ -318,7 +275,7 @@ fn read_duration(
 /// Reads one value, knowing whether it came from the environment, and names the variable rather than the flag when it
 /// did: whoever set a variable may never have seen the flag.
 #[derive(Clone)]
-pub(super) struct Reader<F>(F);
+pub(super) struct Reader<F>(pub(super) F);
 
 impl<T, F> TypedValueParser for Reader<F>
 where

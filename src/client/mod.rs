@@ -8,18 +8,25 @@
 //!
 //! A TLS provider must have been installed in the process before a client is made (`main` does).
 
+mod events;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use events::{EventStream, EventsQuery, Frame};
+
+use crate::auth::{Guard, Token, Tokens};
+use crate::tls::{self, TlsError};
 use crate::types::{
-    DrainRequest, ErrorBody, ErrorCode, HeartbeatReply, HeartbeatRequest, HttpUrl, NodeId,
-    NodeList, NodeStatus, NodeView, RegisterReply, RegisterRequest, VERSION, VERSION_HEADER,
+    Availability, DrainRequest, ErrorBody, ErrorCode, HeartbeatReply, HeartbeatRequest, HttpUrl,
+    NodeId, NodeList, NodeStatus, NodeView, PoolList, RegisterReply, RegisterRequest, VERSION,
+    VERSION_HEADER,
 };
 
 /// Nodes asked for at a time; the most that the control plane gives by default.
@@ -74,12 +81,26 @@ pub enum ClientError {
         /// What each one did, in the order they were tried.
         tried: Vec<ClientError>,
     },
+    /// The stream of events ended.
+    #[error("lost the events of {server}: {what}")]
+    EventsLost {
+        /// Who sent them.
+        server: HttpUrl,
+        /// How it ended.
+        what: String,
+    },
+    /// The id of an event cannot travel in a header.
+    #[error("the id of an event holds characters that a header cannot carry")]
+    BadEventId,
     /// There is no server to ask.
     #[error("no control plane is named")]
     NoServer,
     /// The token cannot travel in a header.
     #[error("the token holds characters that a header cannot carry")]
     BadToken,
+    /// Nobody is trusted by whom an https server could be verified.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The HTTP client cannot be set up on this machine.
     #[error("cannot set up an HTTP client: {}", cause(source))]
     Setup {
@@ -98,10 +119,35 @@ impl ClientError {
         }
     }
 
+    /// Whether the same call may succeed in a moment: the control plane is away, or on its way out.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::NoneAnswered { .. } | Self::EventsLost { .. }
+        ) || matches!(
+            self.code(),
+            Some(ErrorCode::ShuttingDown | ErrorCode::Internal)
+        )
+    }
+
+    /// Whether a server was found, and its TLS is what is wrong.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => tls::explain(source).is_some(),
+            Self::NoneAnswered { tried } => tried.iter().any(Self::is_tls),
+            Self::Tls(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the next server may do better: this one cannot be reached, is something else, or is on its way out.
     fn try_next(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::NotOrchd { .. })
-            || self.code() == Some(ErrorCode::ShuttingDown)
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::NotOrchd { .. } | Self::EventsLost { .. }
+        ) || self.code() == Some(ErrorCode::ShuttingDown)
     }
 }
 
@@ -109,6 +155,9 @@ impl ClientError {
 fn cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
+    }
+    if let Some(why) = tls::explain(error) {
+        return why;
     }
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {
@@ -138,12 +187,54 @@ fn list(tried: &[ClientError]) -> String {
 pub struct NodesQuery {
     /// Only nodes of one of these statuses; empty for all.
     pub status: Vec<NodeStatus>,
+    /// Only nodes that have all of these labels.
+    pub labels: Vec<(String, String)>,
+    /// The nodes that left and of which something is still asked, instead of those that are registered.
+    pub departed: bool,
+}
+
+/// `GET /v1/models`, as far as it is shown to operators.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ModelList {
+    /// One for each known model.
+    pub data: Vec<KnownModel>,
+}
+
+/// A model that is known, whether it can be had now or not.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct KnownModel {
+    /// Its id.
+    pub id: String,
+    /// What is known of it.
+    #[serde(default)]
+    pub meta: ModelMeta,
+}
+
+/// What is known of a model, over all its pools.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ModelMeta {
+    /// Smallest context of one slot, in tokens.
+    #[serde(default)]
+    pub n_ctx: Option<u64>,
+    /// Largest context of one slot, in tokens.
+    #[serde(default)]
+    pub n_ctx_max: Option<u64>,
+    /// Slots of its pools.
+    #[serde(default)]
+    pub slots: Option<u64>,
+    /// How it can be had, in one word.
+    #[serde(default)]
+    pub state: Option<String>,
 }
 
 /// A client of one control plane, which may have several addresses. Clones share what they learn.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    attempt_timeout: Duration,
+    /// Asks without a token: see [`Client::request`].
+    tokenless: reqwest::Client,
+    /// Holds the token to show, which may change.
+    guard: Guard,
     servers: Arc<[HttpUrl]>,
     /// Index of the server that answered last.
     preferred: Arc<AtomicUsize>,
@@ -159,20 +250,32 @@ impl Client {
         token: Option<String>,
         attempt_timeout: Duration,
     ) -> Result<Self, ClientError> {
+        let token = token
+            .map(|secret| Token::new(&secret).map_err(|_| ClientError::BadToken))
+            .transpose()?;
+        let guard = Guard::new(Tokens {
+            api: token.into_iter().collect(),
+            client: Vec::new(),
+        });
+        Self::guarded(servers, guard, attempt_timeout)
+    }
+
+    /// The same, showing whatever is the first API token of `guard` at the moment.
+    ///
+    /// # Errors
+    /// No servers, an HTTP client that cannot be set up, an https server and no authority to verify it by.
+    pub fn guarded(
+        servers: Vec<HttpUrl>,
+        guard: Guard,
+        attempt_timeout: Duration,
+    ) -> Result<Self, ClientError> {
         if servers.is_empty() {
             return Err(ClientError::NoServer);
         }
-        let mut headers = HeaderMap::new();
-        if let Some(token) = token {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| ClientError::BadToken)?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
         let mut builder = reqwest::Client::builder()
             .user_agent(format!("orchd/{VERSION}"))
-            .default_headers(headers)
-            .timeout(attempt_timeout)
+            // The limit of a whole attempt is set with each request: a stream of events has none.
+            .connect_timeout(attempt_timeout)
             // Control traffic is rare. A fresh connection each time costs little, and a connection whose other end
             // vanished without a word cannot be picked up again.
             .pool_max_idle_per_host(0)
@@ -181,14 +284,18 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             // Control traffic stays inside; a proxy in the environment is for the way out.
             .no_proxy();
-        if !servers.iter().any(|server| server.origin().https) {
+        builder = if servers.iter().any(|server| server.origin().https) {
+            builder.tls_backend_preconfigured((*tls::client_config()?).clone())
+        } else {
             // Without https no certificate is checked: do not fail on a machine that has no system roots.
-            builder = builder.tls_certs_only([]);
-        }
+            builder.tls_certs_only([])
+        };
         Ok(Self {
-            http: builder
+            guard,
+            tokenless: builder
                 .build()
                 .map_err(|source| ClientError::Setup { source })?,
+            attempt_timeout,
             servers: servers.into(),
             preferred: Arc::new(AtomicUsize::new(0)),
         })
@@ -275,6 +382,12 @@ impl Client {
             let words: Vec<&str> = query.status.iter().map(|status| status.as_str()).collect();
             call = call.query("status", words.join(","));
         }
+        for (key, value) in &query.labels {
+            call = call.query("label", format!("{key}={value}"));
+        }
+        if query.departed {
+            call = call.query("departed", "true".to_owned());
+        }
         if let Some(after) = after {
             call = call.query("after", after.to_string());
         }
@@ -315,6 +428,36 @@ impl Client {
         .await
     }
 
+    /// Lists the pools of all nodes.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn pools(&self) -> Result<PoolList, ClientError> {
+        self.json(&Call::new(Method::GET, "/v2/pools".to_owned()))
+            .await
+    }
+
+    /// Says where each model can be had now.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn availability(&self) -> Result<Availability, ClientError> {
+        self.json(&Call::new(
+            Method::GET,
+            "/v2/catalog/availability".to_owned(),
+        ))
+        .await
+    }
+
+    /// Lists the models that are known, whether they can be had now or not.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn models(&self) -> Result<ModelList, ClientError> {
+        self.json(&Call::new(Method::GET, "/v1/models".to_owned()))
+            .await
+    }
+
     async fn json<T: DeserializeOwned>(&self, call: &Call) -> Result<T, ClientError> {
         let body = self.ask(call).await?;
         serde_json::from_slice(&body).map_err(|e| {
@@ -332,13 +475,21 @@ impl Client {
         }
     }
 
-    /// Asks the servers in turn, beginning with the one that answered last. An answer ends the round, whatever it says.
     async fn ask(&self, call: &Call) -> Result<Vec<u8>, ClientError> {
+        self.in_turn(|index| self.attempt(&self.servers[index], call))
+            .await
+    }
+
+    /// Asks the servers in turn, beginning with the one that answered last. An answer ends the round, whatever it says.
+    async fn in_turn<T, F>(&self, attempt: impl Fn(usize) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
         let count = self.servers.len();
         let first = self.preferred.load(Ordering::Relaxed);
         let mut tried = Vec::new();
         for index in (first..first + count).map(|index| index % count) {
-            match self.attempt(&self.servers[index], call).await {
+            match attempt(index).await {
                 Err(error) if error.try_next() => tried.push(error),
                 answer => {
                     self.preferred.store(index, Ordering::Relaxed);
@@ -355,49 +506,79 @@ impl Client {
         })
     }
 
+    /// A request that shows the token of the moment. Every call begins here.
+    fn request(&self, method: Method, url: String) -> reqwest::RequestBuilder {
+        let request = self.tokenless.request(method, url);
+        match self.guard.bearer() {
+            Some(bearer) => request.header(AUTHORIZATION, bearer),
+            None => request,
+        }
+    }
+
     async fn attempt(&self, server: &HttpUrl, call: &Call) -> Result<Vec<u8>, ClientError> {
-        let unreachable = |source: reqwest::Error| ClientError::Unreachable {
-            server: server.clone(),
-            source: source.without_url(),
-        };
         let mut request = self
-            .http
             .request(call.method.clone(), server.join(&call.path))
+            .timeout(self.attempt_timeout)
             .query(&call.query);
         if let Some(body) = &call.body {
             request = request
                 .header(CONTENT_TYPE, "application/json")
                 .body(body.clone());
         }
-        let response = request.send().await.map_err(unreachable)?;
-        let status = response.status();
-        let ours = response.headers().contains_key(VERSION_HEADER);
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(seconds);
-        let body = response.bytes().await.map_err(unreachable)?.to_vec();
-        if !ours {
-            return Err(ClientError::NotOrchd {
-                server: server.clone(),
-                what: format!("it answers {status} without the header {VERSION_HEADER}"),
-            });
-        }
-        if status.is_success() {
-            return Ok(body);
-        }
-        let refusal = refusal(status, &body);
-        Err(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ClientError::Unauthorized {
-                server: server.clone(),
-                status: status.as_u16(),
-                message: refusal.message,
-            },
-            _ => ClientError::Refused {
-                server: server.clone(),
-                status: status.as_u16(),
-                body: Box::new(refusal),
-                retry_after,
-            },
-        })
+        let response = request
+            .send()
+            .await
+            .map_err(|source| unreachable(server, source))?;
+        let response = accepted(server, response).await?;
+        let body = response
+            .bytes()
+            .await
+            .map_err(|source| unreachable(server, source))?;
+        Ok(body.to_vec())
     }
+}
+
+fn unreachable(server: &HttpUrl, source: reqwest::Error) -> ClientError {
+    ClientError::Unreachable {
+        server: server.clone(),
+        source: source.without_url(),
+    }
+}
+
+/// The answer, if it is a control plane's and a good one.
+async fn accepted(
+    server: &HttpUrl,
+    response: reqwest::Response,
+) -> Result<reqwest::Response, ClientError> {
+    let status = response.status();
+    if !response.headers().contains_key(VERSION_HEADER) {
+        return Err(ClientError::NotOrchd {
+            server: server.clone(),
+            what: format!("it answers {status} without the header {VERSION_HEADER}"),
+        });
+    }
+    if status.is_success() {
+        return Ok(response);
+    }
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(seconds);
+    let body = response
+        .bytes()
+        .await
+        .map_err(|source| unreachable(server, source))?;
+    let refusal = refusal(status, &body);
+    Err(match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ClientError::Unauthorized {
+            server: server.clone(),
+            status: status.as_u16(),
+            message: refusal.message,
+        },
+        _ => ClientError::Refused {
+            server: server.clone(),
+            status: status.as_u16(),
+            body: Box::new(refusal),
+            retry_after,
+        },
+    })
 }
 
 /// One call, as it is made at each server.
@@ -457,6 +638,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
     let code = match status.as_u16() {
         400 => ErrorCode::InvalidRequest,
         401 => ErrorCode::Unauthorized,
+        403 => ErrorCode::Forbidden,
         404 => ErrorCode::NotFound,
         405 => ErrorCode::MethodNotAllowed,
         409 => ErrorCode::NodeIdConflict,

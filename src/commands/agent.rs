@@ -6,13 +6,13 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::agent::{self, AgentError, End};
-use crate::cli::{AgentArgs, ConnectArgs};
+use crate::cli::{AgentArgs, ConnectArgs, TokenSource};
 use crate::client::Client;
 use crate::engines::Engine;
 use crate::types::NodeId;
 
+use super::door;
 use super::failure::{Exit, Failure};
-use super::{door, logging};
 
 /// How long one call to a control plane may take (contract §4).
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -22,14 +22,18 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// # Errors
 /// Why it does not start, or why it ended.
 pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
-    logging::start()?;
     door::raise_descriptor_limit();
-    let token = connect.token();
+    door::trust(connect.api.ca.as_deref())?;
     let host = sysinfo::System::host_name().ok();
-    let guard = door::guard(token.clone(), args.listen)?;
+    let secrets = door::secrets(
+        connect.api.tokens()?,
+        TokenSource::None,
+        &args.listener,
+        args.listen,
+    )?;
     let settings = agent::Settings {
-        guard,
-        client: Client::new(connect.servers, token, ATTEMPT_TIMEOUT)?,
+        client: Client::guarded(connect.servers, secrets.guard(), ATTEMPT_TIMEOUT)?,
+        max_connections: door::max_connections(&args.listener),
         node_id: node_id(args.node_id.clone(), host.as_deref())?,
         machine_id: args
             .machine_id
@@ -54,7 +58,7 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(agent::run(settings));
+    let ended = runtime.block_on(agent::run(settings, secrets));
     runtime.shutdown_background();
     match ended {
         Ok(End::Stopped) => Ok(Exit::Done.into()),
@@ -76,6 +80,17 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// The name of a node that nobody named, when the host name will do.
+pub(super) fn default_node_id(args: &AgentArgs) -> Option<NodeId> {
+    let host = sysinfo::System::host_name().ok();
+    node_id(args.node_id.clone(), host.as_deref()).ok()
+}
+
+/// What tells this machine from others when nobody says otherwise.
+pub(super) fn default_machine_id() -> String {
+    machine_id(sysinfo::System::host_name().ok().as_deref())
 }
 
 fn node_id(given: Option<NodeId>, host: Option<&str>) -> Result<NodeId, Failure> {

@@ -2,12 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tracing::{info, warn};
+use tracing::warn;
 
-use crate::auth::{Guard, Token};
+use crate::auth::{Guard, Token, Tokens};
+use crate::cli::{ListenerArgs, TokenSource};
+use crate::secrets::{self, PairFiles, Secrets, SecretsError, Settings, Source};
+use crate::tls;
 use crate::types::VERSION_HEADER;
 
 use super::failure::{Exit, Failure};
@@ -15,38 +19,91 @@ use super::failure::{Exit, Failure};
 /// How long the program that has our address may take to say who it is.
 const WHO_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The guard for an address that is to be listened on.
-pub(super) fn guard(token: Option<String>, listen: SocketAddr) -> Result<Guard, Failure> {
-    let usage = |message: String, hint: &str| Failure::new(Exit::Usage, message).hint(hint);
-    let token = token
-        .map(|secret| Token::new(&secret))
-        .transpose()
-        .map_err(|e| {
-            usage(
-                format!("ORCHD_API_TOKEN: {e}"),
-                "make one with `openssl rand -hex 32`",
-            )
-        })?;
-    let guard = Guard::new(token);
-    guard.suits(listen).map_err(|e| {
-        usage(
-            e.to_string(),
+/// The tokens and certificates for an address that is to be listened on, read and checked.
+pub(super) fn secrets(
+    api: TokenSource,
+    client: TokenSource,
+    listener: &ListenerArgs,
+    listen: SocketAddr,
+) -> anyhow::Result<Secrets> {
+    let settings = Settings {
+        api: source(api, "ORCHD_API_TOKEN")?,
+        client: source(client, "ORCHD_CLIENT_TOKEN")?,
+        pair: listener.pair()?.map(|(cert, key)| PairFiles { cert, key }),
+        listen,
+    };
+    let secrets = Secrets::open(settings).map_err(|e| refused(&e))?;
+    let tokens = secrets.guard().tokens();
+    if !tokens.is_empty() {
+        secrets::say(
+            &tokens,
+            "a token is needed for everything but health checks",
+        );
+    }
+    if tokens.is_weak() {
+        warn!("a token is shorter than 32 characters, which is good enough for this machine alone");
+    }
+    Ok(secrets)
+}
+
+/// The tokens that a command shows: the first is the one.
+pub(super) fn shown(api: TokenSource) -> anyhow::Result<Guard> {
+    let api = secrets::tokens(&source(api, "ORCHD_API_TOKEN")?).map_err(|e| refused(&e))?;
+    Ok(Guard::new(Tokens {
+        api,
+        client: Vec::new(),
+    }))
+}
+
+/// Trusts the authority that was named, from here on.
+pub(super) fn trust(ca: Option<&Path>) -> Result<(), Failure> {
+    match ca.filter(|path| !path.as_os_str().is_empty()) {
+        None => Ok(()),
+        Some(ca) => tls::trust_also(ca).map_err(|e| {
+            Failure::new(Exit::Usage, e.to_string())
+                .hint("--ca (ORCHD_CA) names a file with the certificates of authorities, in PEM")
+        }),
+    }
+}
+
+fn source(from: TokenSource, name: &str) -> Result<Source, Failure> {
+    Ok(match from {
+        TokenSource::None => Source::None,
+        TokenSource::File(path) => Source::File(path),
+        TokenSource::Given(secret) => Source::Given(Token::new(&secret).map_err(|e| {
+            Failure::new(Exit::Usage, format!("{name}: {e}"))
+                .hint("make one with `openssl rand -hex 32`")
+        })?),
+    })
+}
+
+fn refused(error: &SecretsError) -> Failure {
+    let failure = Failure::new(Exit::Usage, error.to_string());
+    match error {
+        SecretsError::Unguarded(_) => failure.hint(
             "set ORCHD_API_TOKEN to a secret of 32 characters or more (`openssl rand -hex 32`), the same for the control \
              plane and its agents, or listen on 127.0.0.1",
-        )
-    })?;
-    if let Some(token) = guard.token() {
-        info!(
-            token = token.fingerprint(),
-            "a token is needed for everything but health checks"
-        );
+        ),
+        SecretsError::BadToken(_) | SecretsError::BadFile { .. } => {
+            failure.hint("a token file holds one token a line; make one with `openssl rand -hex 32`")
+        }
+        SecretsError::Tls(_) | SecretsError::Read { .. } => failure,
     }
-    if guard.is_weak() {
-        warn!(
-            "the token is shorter than 32 characters, which is good enough for this machine alone"
-        );
-    }
-    Ok(guard)
+}
+
+/// How many connections to take in at one time: each request has one to its client and one to its engine.
+pub(super) fn max_connections(listener: &ListenerArgs) -> usize {
+    const MOST: u64 = 65_536;
+    const LEAST: u64 = 64;
+    let said = listener.max_connections.map(u64::from);
+    let count = said.unwrap_or_else(|| match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((files, _)) => (files / 2).clamp(LEAST, MOST),
+        Err(e) => {
+            warn!(error = %e, "the system does not say how many files may be open");
+            LEAST
+        }
+    });
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 /// Lets the process open as many connections as the system allows it: the soft limit that shells and services start

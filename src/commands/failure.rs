@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::output;
 use crate::cli::UsageError;
 use crate::client::ClientError;
+use crate::config::ConfigError;
 use crate::types::ErrorCode;
 
 /// How a command ends.
@@ -82,6 +83,12 @@ impl Failure {
                 message: usage.message.clone(),
                 hint: usage.hint.clone(),
             }
+        } else if let Some(config) = error.downcast_ref::<ConfigError>() {
+            Self {
+                exit: Exit::Usage,
+                message: config.to_string(),
+                hint: config.hint().map(str::to_owned),
+            }
         } else if let Some(client) = error.downcast_ref::<ClientError>() {
             client.into()
         } else {
@@ -93,9 +100,15 @@ impl Failure {
 impl From<&ClientError> for Failure {
     fn from(error: &ClientError) -> Self {
         let (exit, hint) = judge(error);
+        let message = if error.code() == Some(ErrorCode::CloudProfileDisabled) {
+            // The control plane says what to do as well, for those who have no command; here the hint does.
+            "this control plane serves one machine (HOME) and keeps no nodes".to_owned()
+        } else {
+            error.to_string()
+        };
         Self {
             exit,
-            message: error.to_string(),
+            message,
             hint,
         }
     }
@@ -105,11 +118,18 @@ impl From<&ClientError> for Failure {
 fn judge(error: &ClientError) -> (Exit, Option<String>) {
     let hint = |text: &str| Some(text.to_owned());
     match error {
+        // It says itself what is to be done.
+        error if error.is_tls() => (Exit::Unreachable, None),
         ClientError::Unreachable { .. } | ClientError::NoneAnswered { .. } => (
             Exit::Unreachable,
             hint(
                 "start one with `orchd serve --cloud`, or say where it is with --server or ORCHD_SERVER",
             ),
+        ),
+        ClientError::EventsLost { .. } => (Exit::Unreachable, None),
+        ClientError::BadEventId => (
+            Exit::Usage,
+            hint("`orchd events -o json` shows the ids of events"),
         ),
         ClientError::NotOrchd { .. } => (
             Exit::Unreachable,
@@ -128,6 +148,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             hint("check ORCHD_API_TOKEN for line breaks and other control characters"),
         ),
         ClientError::NoServer => (Exit::Usage, hint("name one with --server or ORCHD_SERVER")),
+        ClientError::Tls(_) => (Exit::Unreachable, None),
         ClientError::Setup { .. } => (
             Exit::Failed,
             hint(
@@ -145,7 +166,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             ErrorCode::CloudProfileDisabled => (
                 Exit::Refused,
                 hint(
-                    "this control plane serves one machine; start it with `orchd serve --cloud` to manage a fleet",
+                    "start it with `orchd serve --cloud` to manage a fleet; `orchd pools list` shows the engines of this machine",
                 ),
             ),
             ErrorCode::NotFound | ErrorCode::MethodNotAllowed => (
@@ -164,6 +185,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
             ErrorCode::InvalidRequest
             | ErrorCode::Superseded
             | ErrorCode::Unauthorized
+            | ErrorCode::Forbidden
             | ErrorCode::PayloadTooLarge
             | ErrorCode::UnsupportedMediaType => (Exit::Refused, None),
             ErrorCode::Internal => (Exit::Failed, hint("see the log of the control plane")),
@@ -178,6 +200,12 @@ fn try_again(after: Duration) -> String {
 /// Shows an error on stderr and says how to exit.
 #[must_use]
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    // Help and the version come this way as well, and go to stdout; clap knows best how its own words look.
+    if let Some(ConfigError::CommandLine(error)) = error.downcast_ref() {
+        // A reader who has gone is no failure, and there is nobody left to tell of any other.
+        let _ = error.print();
+        return u8::try_from(error.exit_code()).map_or(Exit::Usage.into(), ExitCode::from);
+    }
     show(&Failure::of(error))
 }
 

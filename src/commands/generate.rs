@@ -9,12 +9,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap_complete::env::Shells;
 use clap_complete::{Generator as _, Shell};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 use super::failure::Exit;
-use super::output;
+use super::{complete, output};
 use crate::cli;
 use crate::types::VERSION;
 
@@ -66,12 +67,37 @@ pub fn man(dir: Option<&Path>) -> anyhow::Result<ExitCode> {
     Ok(Exit::Done.into())
 }
 
-/// The completion script of a shell, under the name the shell looks for.
+/// The completion script of a shell, under the name the shell looks for. It asks the `orchd` on the path what could stand
+/// next, so that it is never older than the executable, and names of nodes are those of the moment.
+///
+/// # Panics
+/// Never: each of [`SHELLS`] is known to the engine of completions, and memory can be written.
 #[must_use]
 pub fn completion_script(shell: Shell) -> Generated {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut cli::command(), BIN, &mut script);
+    Shells::builtins()
+        .completer(&shell.to_string())
+        .expect("the engine knows the shells there are files for")
+        .write_registration(complete::VARIABLE, BIN, BIN, BIN, &mut script)
+        .expect("memory takes what is written");
+    if shell == Shell::Zsh {
+        script = autoloaded(&script);
+    }
     (shell.file_name(BIN), script)
+}
+
+/// In a directory of `$fpath` the script is not sourced but runs as the body of a function, which must complete at once:
+/// by itself it would only prepare the second press of the key.
+fn autoloaded(script: &[u8]) -> Vec<u8> {
+    const SOURCED: &str = "compdef _clap_dynamic_completer_orchd orchd";
+    const EITHER: &str = "if [ \"$funcstack[1]\" = \"_orchd\" ]; then
+    _clap_dynamic_completer_orchd \"$@\"
+else
+    compdef _clap_dynamic_completer_orchd orchd
+fi";
+    String::from_utf8_lossy(script)
+        .replace(SOURCED, EITHER)
+        .into_bytes()
 }
 
 /// All manual pages, `orchd.1` first.

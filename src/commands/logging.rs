@@ -6,17 +6,29 @@ use tracing_subscriber::EnvFilter;
 
 use super::failure::{Exit, Failure};
 
+/// Checks what [`start`] will be told.
+///
+/// # Errors
+/// `ORCHD_LOG` is no filter.
+pub(super) fn check() -> Result<(), Failure> {
+    wanted().map(drop)
+}
+
+fn wanted() -> Result<EnvFilter, Failure> {
+    let wanted = std::env::var("ORCHD_LOG").unwrap_or_default();
+    filter(&wanted).ok_or_else(|| {
+        Failure::new(Exit::Usage, format!("ORCHD_LOG={wanted:?} is no filter"))
+            .hint("use error, warn, info, debug or trace, or name a part: orchd::gateway=debug")
+    })
+}
+
 /// Starts the log. `ORCHD_LOG` chooses what is in it: a level (`debug`), which is orchd's own, or a filter with targets
 /// (`orchd::gateway=debug`).
 ///
 /// # Errors
 /// It is neither.
 pub(super) fn start() -> Result<(), Failure> {
-    let wanted = std::env::var("ORCHD_LOG").unwrap_or_default();
-    let filter = filter(&wanted).ok_or_else(|| {
-        Failure::new(Exit::Usage, format!("ORCHD_LOG={wanted:?} is no filter"))
-            .hint("use error, warn, info, debug or trace, or name a part: orchd::gateway=debug")
-    })?;
+    let filter = wanted()?;
     let colour =
         stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt()

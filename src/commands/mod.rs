@@ -5,30 +5,52 @@
 //! `main`.
 
 pub mod agent;
+pub mod complete;
+pub mod config;
 mod door;
+mod events;
 pub mod failure;
 pub mod generate;
 mod logging;
 pub mod nodes;
 pub mod output;
+pub mod pools;
+mod screen;
 pub mod serve;
+mod words;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::cli::{Cli, Command, ConnectArgs};
-use crate::client::{Client, ClientError};
+use crate::cli::{Command, ConnectArgs};
+use crate::client::Client;
+use crate::config::{Loaded, load};
 
 /// What a person waits for one answer before being told that there is none.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a command line, tells on stderr what went wrong if something did, and says how to exit.
+/// Runs a command line, the name of the program included, tells on stderr what went wrong if something did, and says how
+/// to exit.
 #[must_use]
-pub fn run(cli: Cli) -> ExitCode {
-    dispatch(cli).unwrap_or_else(|error| failure::report(&error))
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    load(arguments)
+        .map_err(Into::into)
+        .and_then(dispatch)
+        .unwrap_or_else(|error| failure::report(&error))
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+fn dispatch(loaded: Loaded) -> anyhow::Result<ExitCode> {
+    let Loaded { cli, globals, .. } = loaded;
+    let warnings = [loaded.warnings, cli.warnings()].concat();
+    if matches!(cli.command, Command::Serve(_) | Command::Agent(_)) {
+        logging::start()?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+    } else {
+        warnings.iter().for_each(|warning| output::warning(warning));
+    }
     match cli.command {
         Command::Serve(args) => {
             args.check()?;
@@ -38,15 +60,20 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             args.check()?;
             agent::run(*args, cli.connect)
         }
+        Command::Config(command) => config::run(command, &globals),
         Command::Nodes(command) => block_on(nodes::run(command, connect(cli.connect)?)),
+        Command::Pools(command) => block_on(pools::pools(command, connect(cli.connect)?)),
+        Command::Models(command) => block_on(pools::models(command, connect(cli.connect)?)),
+        Command::Events(args) => block_on(events::run(args, connect(cli.connect)?)),
         Command::Completions(args) => generate::completions(args.shell),
         Command::Man(args) => generate::man(args.dir.as_deref()),
     }
 }
 
-fn connect(args: ConnectArgs) -> Result<Client, ClientError> {
-    let token = args.token();
-    Client::new(args.servers, token, ATTEMPT_TIMEOUT)
+fn connect(args: ConnectArgs) -> anyhow::Result<Client> {
+    door::trust(args.api.ca.as_deref())?;
+    let guard = door::shown(args.api.tokens()?)?;
+    Ok(Client::guarded(args.servers, guard, ATTEMPT_TIMEOUT)?)
 }
 
 /// Runs one command to its end; a command needs no second thread.

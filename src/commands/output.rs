@@ -1,15 +1,13 @@
 //! What users see: stdout for data, stderr for everything else, and tables.
 //!
-//! Invariants: nothing else writes to either, live progress apart; a reader who has gone (`orchd nodes list | head -1`) is
-//! not an error; colour appears only on a terminal and never against `NO_COLOR`. Called by every command.
+//! Invariants: nothing else writes to either, live progress and the screen of a watch apart; a reader who has gone
+//! (`orchd nodes list | head -1`) is not an error; colour appears only on a terminal and never against `NO_COLOR`, and is
+//! one of the terminal's own eight, which its user made readable on its background. Called by every command.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::presets::NOTHING;
-use comfy_table::{
-    Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row, Table, Width,
-};
+use console::{Term, measure_text_width, truncate_str};
 
 /// Spaces between two columns.
 const GAP: u16 = 2;
@@ -19,13 +17,23 @@ const GAP: u16 = 2;
 /// # Errors
 /// Anything but a reader who has gone.
 pub fn data(text: &str) -> io::Result<()> {
+    stream(text).map(drop)
+}
+
+/// Writes data to stdout, as one part of more to come. Says whether somebody reads it; when nobody does, there is no
+/// point in making more.
+///
+/// # Errors
+/// Anything but a reader who has gone.
+pub fn stream(text: &str) -> io::Result<bool> {
     let mut stdout = anstream::stdout().lock();
     match stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
     {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        result => result,
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -57,8 +65,25 @@ fn prefixed(word: &str, color: AnsiColor, message: &str) {
 /// Columns of the terminal on stdout; `None` when stdout is something else, where nothing has to fit.
 #[must_use]
 pub fn terminal_width() -> Option<u16> {
+    terminal_size().map(|(_, columns)| columns)
+}
+
+/// Rows and columns of the terminal on stdout; `None` when stdout is something else, or a terminal that does not know.
+#[must_use]
+pub fn terminal_size() -> Option<(u16, u16)> {
+    if !io::stdout().is_terminal() {
+        return None;
+    }
     // Some terminals say that they are 0 wide when they do not know.
-    Table::new().width().filter(|width| *width > 0)
+    Term::stdout()
+        .size_checked()
+        .filter(|(rows, columns)| *rows > 0 && *columns > 0)
+}
+
+/// What a node, an engine or another user said, fit to be shown: it must not move the cursor or begin a line.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// How good the news in a cell is.
@@ -88,27 +113,139 @@ pub struct Column {
     pub right: bool,
 }
 
-/// Draws a table without borders, one line a row. With a `width` it fits: long contents are cut, and when that is not
+impl Tone {
+    /// Its colour.
+    #[must_use]
+    pub fn style(self) -> Style {
+        let color = match self {
+            Self::Plain => return Style::new(),
+            Self::Good => AnsiColor::Green,
+            Self::Warn => AnsiColor::Yellow,
+            Self::Bad => AnsiColor::Red,
+        };
+        Style::new().fg_color(Some(color.into()))
+    }
+}
+
+/// One row of a table: what stands in each column.
+pub type Cells = Vec<(String, Tone)>;
+
+/// A table, drawn: each row is one line, without its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drawn {
+    /// The line of column names.
+    pub header: String,
+    /// The rows, in the order given.
+    pub rows: Vec<String>,
+}
+
+/// Draws a table without borders, as one text. With a `width` it fits: long contents are cut, and when that is not
 /// enough, columns are left out.
 #[must_use]
 pub fn table(
     columns: &[Column],
-    rows: &[Vec<(String, Tone)>],
+    rows: &[Cells],
     headers: bool,
     width: Option<u16>,
     color: bool,
 ) -> String {
+    let drawn = draw(columns, rows, headers, width, color);
+    let header = headers.then_some(drawn.header);
+    header
+        .iter()
+        .chain(&drawn.rows)
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
+/// Draws a table line by line, see [`table`]. Without `headers` the names of columns take no room.
+#[must_use]
+pub fn draw(
+    columns: &[Column],
+    rows: &[Cells],
+    headers: bool,
+    width: Option<u16>,
+    color: bool,
+) -> Drawn {
+    let rows: Vec<Cells> = rows
+        .iter()
+        .map(|row| {
+            row.iter()
+                .map(|(text, tone)| (printable(text), *tone))
+                .collect()
+        })
+        .collect();
+    let full: Vec<u16> = (0..columns.len())
+        .map(|at| {
+            let title = if headers { columns[at].title } else { "" };
+            let texts = rows.iter().map(|row| row[at].0.as_str());
+            texts.chain([title]).map(text_width).max().unwrap_or(0)
+        })
+        .collect();
+    let (shown, fitted) = arrange(columns, &full, width);
+    let style = |tone: Tone| if color { tone.style() } else { Style::new() };
+    let line = |cells: &mut dyn Iterator<Item = (&str, Style)>| {
+        let mut line = String::new();
+        for ((text, style), (at, width)) in cells.zip(shown.iter().zip(&fitted)) {
+            let mut text = truncate_str(text, usize::from(*width), "…");
+            if text.ends_with(" …") {
+                text = text.replace(" …", "…").into();
+            }
+            let room = usize::from(*width).saturating_sub(measure_text_width(&text));
+            let (before, after) = if columns[*at].right {
+                (room, 0)
+            } else {
+                (0, room)
+            };
+            let spaces = |count: usize| " ".repeat(count);
+            line += &format!(
+                "{}{style}{text}{style:#}{}",
+                spaces(before),
+                spaces(after + usize::from(GAP))
+            );
+        }
+        line.truncate(line.trim_end().len());
+        line
+    };
+    let bold = if color {
+        Style::new().bold()
+    } else {
+        Style::new()
+    };
+    Drawn {
+        header: line(&mut shown.iter().map(|&at| (columns[at].title, bold))),
+        rows: rows
+            .iter()
+            .map(|row| {
+                line(
+                    &mut shown
+                        .iter()
+                        .map(|&at| (row[at].0.as_str(), style(row[at].1))),
+                )
+            })
+            .collect(),
+    }
+}
+
+/// Cuts a line, colours in it or not, to the width of a terminal.
+#[must_use]
+pub fn cut(line: &str, width: u16) -> String {
+    truncate_str(line, usize::from(width), "…").into_owned()
+}
+
+fn text_width(text: &str) -> u16 {
+    u16::try_from(measure_text_width(text)).unwrap_or(u16::MAX)
+}
+
+/// Which columns are shown, and how wide.
+fn arrange(columns: &[Column], full: &[u16], width: Option<u16>) -> (Vec<usize>, Vec<u16>) {
     let mut shown: Vec<usize> = (0..columns.len()).collect();
     loop {
-        let mut table = build(columns, rows, headers, &shown, color);
-        // Content widths count the header, and empty columns as one.
-        let full: Vec<u16> = table.column_max_content_widths();
+        let widths: Vec<u16> = shown.iter().map(|&at| full[at]).collect();
         let Some(width) = width else {
-            return finish(&table);
+            return (shown, widths);
         };
-        if let Some(fitted) = fit(columns, &shown, &full, width) {
-            constrain(&mut table, &full, &fitted);
-            return finish(&table);
+        if let Some(fitted) = fit(columns, &shown, &widths, width) {
+            return (shown, fitted);
         }
         let next = (0..shown.len())
             .filter(|&at| columns[shown[at]].drop_order > 0)
@@ -116,7 +253,7 @@ pub fn table(
         match next {
             Some(at) => drop(shown.remove(at)),
             // The terminal is narrower than what must be shown: let it wrap the line.
-            None => return finish(&table),
+            None => return (shown, widths),
         }
     }
 }
@@ -140,68 +277,4 @@ fn fit(columns: &[Column], shown: &[usize], full: &[u16], width: u16) -> Option<
         excess -= 1;
     }
     Some(fitted)
-}
-
-fn build(
-    columns: &[Column],
-    rows: &[Vec<(String, Tone)>],
-    headers: bool,
-    shown: &[usize],
-    color: bool,
-) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    // The arrangement is decided here, from the width given; the table itself must not look at the terminal.
-    table.set_content_arrangement(ContentArrangement::Disabled);
-    if color {
-        table.enforce_styling();
-    } else {
-        table.force_no_tty();
-    }
-    if headers {
-        table.set_header(Row::from(shown.iter().map(|&at| columns[at].title)));
-    }
-    for row in rows {
-        let cells = shown.iter().map(|&at| {
-            let (text, tone) = &row[at];
-            // What a node says of itself must not move the cursor or begin a line.
-            let cell = Cell::new(text.replace(char::is_control, "\u{fffd}"));
-            match tone {
-                Tone::Plain => cell,
-                Tone::Good => cell.fg(Color::Green),
-                Tone::Warn => cell.fg(Color::Yellow),
-                Tone::Bad => cell.fg(Color::Red),
-            }
-        });
-        let mut row = Row::from(cells);
-        row.max_height(1);
-        table.add_row(row);
-    }
-    for (at, column) in table.column_iter_mut().enumerate() {
-        let last = at + 1 == shown.len();
-        column.set_padding((0, if last { 0 } else { GAP }));
-        if columns[shown[at]].right {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table.style_text_only();
-    table
-}
-
-fn constrain(table: &mut Table, full: &[u16], fitted: &[u16]) {
-    let last = fitted.len().saturating_sub(1);
-    for (at, column) in table.column_iter_mut().enumerate() {
-        if fitted[at] < full[at] {
-            let padding = if at == last { 0 } else { GAP };
-            column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(
-                fitted[at] + padding,
-            )));
-        }
-    }
-}
-
-fn finish(table: &Table) -> String {
-    let mut text = table.trim_fmt();
-    text.push('\n');
-    text
 }

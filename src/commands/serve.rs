@@ -1,18 +1,19 @@
 //! `orchd serve`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tracing::warn;
 
-use crate::auth::Guard;
-use crate::cli::{ConnectArgs, ServeArgs};
+use crate::cli::{AdmissionPolicy, ConnectArgs, ServeArgs};
 use crate::engines::Engine;
 use crate::server::{self, ServeError, Setup};
 use crate::types::millis;
 use crate::{admission, control};
 
+use super::door;
 use super::failure::Exit;
-use super::{door, logging};
 
 /// Readings of engines count for two of their longest intervals in HOME: they are read at least every 5 s (contract §4).
 const HOME_SAMPLE_TTL_MS: u64 = 10_000;
@@ -22,16 +23,22 @@ const HOME_SAMPLE_TTL_MS: u64 = 10_000;
 /// # Errors
 /// Why it does not start.
 pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
-    logging::start()?;
     door::raise_descriptor_limit();
-    let guard = door::guard(connect.token(), args.listen)?;
-    let settings = settings(args, guard)?;
+    door::trust(connect.api.ca.as_deref())?;
+    let client = args.client.tokens()?;
+    let secrets = door::secrets(connect.api.tokens()?, client, &args.listener, args.listen)?;
+    if args.cloud && secrets.guard().bearer().is_none() && !secrets.guard().tokens().is_empty() {
+        warn!(
+            "there are tokens of clients and none of operators (ORCHD_API_TOKEN): no agent can register, no command is let in"
+        );
+    }
+    let settings = settings(args)?;
     let address = settings.listen;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let served = runtime.block_on(server::run(settings));
+    let served = runtime.block_on(server::run(settings, secrets));
     // After a second signal, threads that still let requests finish are not waited for.
     runtime.shutdown_background();
     match served {
@@ -43,7 +50,13 @@ pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
+/// Where the state lies when nobody says otherwise; none without a home directory.
+pub(super) fn default_state_dir() -> Option<PathBuf> {
+    directories::ProjectDirs::from("", "", "orchd")
+        .and_then(|dirs| dirs.state_dir().map(ToOwned::to_owned))
+}
+
+fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
     let heartbeat_interval_ms = millis(args.effective_heartbeat_interval());
     let control = control::Settings {
         // HOME reads its engines itself: there is nobody whose silence could mean anything.
@@ -55,6 +68,11 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
         heartbeat_interval_ms,
         stale_check_interval_ms: millis(args.stale_check_interval),
         restart_grace_ms: millis(args.effective_restart_grace()),
+        hold: control::HoldSettings {
+            min: args.fleet_hold_min,
+            percent: args.fleet_hold_percent,
+            max_ms: millis(args.fleet_hold_max),
+        },
     };
     let engines = args.engine_specs()?;
     let sample_ttl_ms = if args.cloud {
@@ -65,9 +83,7 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
     let setup = if args.cloud {
         let state_dir = match args.state_dir {
             Some(dir) => dir,
-            None => directories::ProjectDirs::from("", "", "orchd")
-                .and_then(|dirs| dirs.state_dir().map(ToOwned::to_owned))
-                .context("this user has no home directory to keep the state in; name a directory with --state-dir")?,
+            None => default_state_dir().context("this user has no home directory to keep the state in; name a directory with --state-dir")?,
         };
         Setup::Cloud { state_dir }
     } else {
@@ -83,6 +99,11 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
     };
     let admission = admission::Settings {
         queue_capacity: args.admission_capacity as usize,
+        policy: match args.admission_policy {
+            AdmissionPolicy::Reject => admission::Policy::Reject,
+            AdmissionPolicy::DropLru => admission::Policy::DropLru,
+        },
+        queue_bytes: args.admission_bytes.0,
         queue_timeout_ms: millis(args.queue_timeout),
         no_pool_wait_ms: millis(args.no_pool_wait),
         sample_ttl_ms,
@@ -90,7 +111,7 @@ fn settings(args: ServeArgs, guard: Guard) -> anyhow::Result<server::Settings> {
     Ok(server::Settings {
         setup,
         listen: args.listen,
-        guard,
+        max_connections: door::max_connections(&args.listener),
         control,
         admission,
         shutdown_grace: args.shutdown_grace,

@@ -10,12 +10,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::registry::{Change, Edit, Intent, Node, Speaker};
 use crate::store::{Observed, Store, Write};
 use crate::types::{Mono, NodeId};
 
+use super::tell::Told;
 use super::{Control, ControlError, Done};
 
 /// Orders that are persisted in one transaction at most (DESIGN: one lane for intent).
@@ -182,6 +183,7 @@ impl Lane {
                 .store
                 .apply(&writes, self.revision)
                 .map(|revision| self.revision = revision);
+            self.control.counters.wrote(stored.is_ok());
         }
         if let Err(e) = &stored {
             error!(error = %e, orders = decided.len(), "the store did not take a batch");
@@ -220,14 +222,24 @@ impl Lane {
 
     fn commit(&self, intent: &Intent, change: Change, durable: bool) -> Result<Done, ControlError> {
         let node_id = change.node_id.clone();
-        let changed = change.is_durable();
         let control = &self.control;
         let mut registry = control.registry();
         let now = control.clock.both();
         let before = registry.node(&node_id).cloned();
+        let told = Told::of(before.as_ref(), &change);
         registry.commit(now, change);
+        let drained = before.as_ref().and_then(|node| node.drain.as_ref());
+        let drains = registry.node(&node_id).and_then(|node| node.drain.as_ref());
+        control.count_drains(drained, drains);
         control.publish(&registry, &node_id);
-        control.settle(&mut registry, &node_id);
+        if let Some(node) = registry.node(&node_id).or(before.as_ref()) {
+            control.tell_order(now, intent, &told, node);
+        }
+        control.settle(&mut registry, now, &node_id);
+        let probed = |node: Option<&Node>| node.is_some_and(Node::is_agentless);
+        if probed(before.as_ref()) || probed(registry.node(&node_id)) {
+            control.agentless.notify_one();
+        }
         let node = match (registry.node(&node_id).cloned(), before) {
             (Some(node), before) => {
                 if before.is_some_and(|before| before.live.offline) && !node.live.offline {
@@ -243,10 +255,6 @@ impl Lane {
             (None, None) => return Err(ControlError::Stopping),
         };
         let view = control.show(now, &node_id, &node);
-        drop(registry);
-        if changed {
-            log(intent, &view);
-        }
         Ok(Done { view, durable })
     }
 
@@ -262,39 +270,24 @@ impl Lane {
         );
         let batch: Vec<Write> = {
             let registry = self.control.registry();
-            let observed = |node_id: NodeId| {
-                let node = registry
-                    .node(&node_id)
-                    .filter(|node| !node.record.departed)?;
-                // A new process of the same machine has not reported yet: what the former one was known for holds.
-                let silent_yet = node.pools.is_empty() && !node.former.is_empty();
-                let pools = if silent_yet {
-                    &node.former
-                } else {
-                    &node.pools
-                };
-                let observed = Observed {
-                    beaten: node.live.beaten || silent_yet,
-                    offline: node.live.offline,
-                    pools: pools
-                        .iter()
-                        .map(crate::types::PoolStatus::descriptor)
-                        .collect(),
-                };
-                Some(Write::Observed(node_id, Some(observed)))
-            };
+            let now = self.control.clock.now();
             let registered = self.undurable.iter().filter_map(|node_id| {
                 let node = registry.node(node_id)?;
                 Some(Write::Record(node_id.clone(), Some(node.record.clone())))
             });
+            let nodes = names
+                .iter()
+                .filter_map(|node_id| Some((node_id, registry.node(node_id)?)));
             registered
-                .chain(names.into_iter().filter_map(observed))
+                .chain(nodes.flat_map(|(node_id, node)| behind(now, node_id, node)))
                 .collect()
         };
         if batch.is_empty() {
             return;
         }
-        match self.store.apply(&batch, self.revision) {
+        let stored = self.store.apply(&batch, self.revision);
+        self.control.counters.wrote(stored.is_ok());
+        match stored {
             Ok(revision) => {
                 self.revision = revision;
                 self.undurable.clear();
@@ -306,15 +299,39 @@ impl Lane {
                     .unwritten
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                unwritten.extend(batch.into_iter().filter_map(|write| match write {
-                    Write::Observed(id, _) => Some(id),
-                    // Registrations are in a list of their own.
-                    Write::Record(..) | Write::Drain(..) => None,
-                }));
+                unwritten.extend(names);
                 self.flush_at = Some(self.control.clock.now().plus(COALESCE_MS));
             }
         }
     }
+}
+
+/// What is written behind the replies of a node: what was observed of it, and how far its drain has come.
+fn behind(now: Mono, node_id: &NodeId, node: &Node) -> Vec<Write> {
+    let mut writes = Vec::new();
+    if let Some(drain) = &node.drain {
+        writes.push(Write::Drain(node_id.clone(), Some(drain.as_of(now))));
+    }
+    if node.record.departed {
+        return writes;
+    }
+    // A new process of the same machine has not reported yet: what the former one was known for holds.
+    let silent_yet = node.pools.is_empty() && !node.former.is_empty();
+    let pools = if silent_yet {
+        &node.former
+    } else {
+        &node.pools
+    };
+    let observed = Observed {
+        beaten: node.live.beaten || silent_yet,
+        offline: node.live.offline,
+        pools: pools
+            .iter()
+            .map(crate::types::PoolStatus::descriptor)
+            .collect(),
+    };
+    writes.push(Write::Observed(node_id.clone(), Some(observed)));
+    writes
 }
 
 /// Whoever asked may have left; what was done stays done.
@@ -341,26 +358,4 @@ fn writes(change: &Change) -> Vec<Write> {
         writes.push(Write::Observed(id(), None));
     }
     writes
-}
-
-fn log(intent: &Intent, view: &crate::types::NodeView) {
-    if *intent.node_id() == NodeId::local() {
-        return;
-    }
-    let node_id = intent.node_id().as_str();
-    match intent {
-        Intent::Register(_) => info!(node_id, machine_id = view.machine_id, "node registered"),
-        Intent::Deregister { forget, .. } => info!(node_id, forget, "node left"),
-        Intent::Drain { .. } => {
-            let drain = view.drain.as_ref();
-            let reason = drain
-                .and_then(|d| d.reason.as_deref())
-                .unwrap_or("none given");
-            let by = drain
-                .and_then(|d| d.requested_by.as_deref())
-                .unwrap_or("somebody");
-            info!(node_id, reason, by, "drain asked for");
-        }
-        Intent::Undrain { .. } => info!(node_id, "drain ended"),
-    }
 }

@@ -5,7 +5,10 @@
 //! is data (HOME is a fleet of the one implicit node `local` with a store in memory). Called by `api`, `server` and the
 //! probers it starts.
 
+mod events;
 mod lane;
+mod observe;
+mod tell;
 mod views;
 
 use std::collections::BTreeSet;
@@ -18,16 +21,19 @@ use tracing::info;
 
 use crate::admission::{Admission, PoolRoute};
 use crate::clock::Clock;
+use crate::metrics::{Counters, DrainStep};
 use crate::registry::{self, Intent, Moved, Node, Registry};
 use crate::store::{Store, StoreError};
 use crate::types::{
-    DrainRequest, HeartbeatReply, HeartbeatRequest, Millis, NodeId, NodeStatus, NodeView, PoolId,
-    PoolState, RegisterReply, RegisterRequest, Sample,
+    DrainRequest, EngineRef, EventKind, HeartbeatReply, HeartbeatRequest, Millis, Mono, NodeId,
+    NodeStatus, NodeView, Now, PoolId, PoolState, RegisterReply, RegisterRequest, Sample, UnixMs,
 };
 
+use events::{EventLog, event};
 use lane::Order;
 
-pub use crate::registry::Refusal;
+pub use crate::registry::{HoldSettings, Refusal};
+pub use events::{EventId, Events, Told};
 pub use views::NodeFilter;
 
 /// Periods of the control plane.
@@ -41,12 +47,18 @@ pub struct Settings {
     pub stale_check_interval_ms: Millis,
     /// How long after a start nodes that were alive before it may stay unheard.
     pub restart_grace_ms: Millis,
+    /// When mass silence keeps nodes from going Offline.
+    pub hold: HoldSettings,
 }
 
 /// A wake-up later than this means that the process was stopped (a suspended laptop, SIGSTOP), not merely busy.
 const PAUSE_MS: Millis = 1_000;
+/// How often the reaper wakes at least.
+const TICK_MS: Millis = 1_000;
 /// How often a drain that is not done is looked at.
 const DRAIN_POLL_MS: Millis = 100;
+/// How often the clocks of drains are written down: twice within the 30 s that the contract (§1.3) allows.
+const KEEP_CLOCKS_MS: Millis = 15_000;
 
 /// Why an order is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -85,8 +97,13 @@ pub struct Control {
     unwritten: Mutex<BTreeSet<NodeId>>,
     /// The reaper has something new to look at.
     nudge: Notify,
+    events: Arc<EventLog>,
+    /// Which nodes are agentless, or their engines, may have changed.
+    agentless: Notify,
     /// The lane has ended, in good order or in a panic.
     lane_ended: Notify,
+    counters: Arc<Counters>,
+    started_at: UnixMs,
 }
 
 impl Control {
@@ -104,6 +121,7 @@ impl Control {
         let registry_settings = registry::Settings {
             node_timeout_ms: settings.node_timeout_ms,
             restart_grace_ms: settings.restart_grace_ms,
+            hold: settings.hold,
         };
         let names: Vec<NodeId> = loaded
             .nodes
@@ -121,7 +139,11 @@ impl Control {
             lane: Mutex::new(None),
             unwritten: Mutex::new(BTreeSet::new()),
             nudge: Notify::new(),
+            events: Arc::new(EventLog::new(random_id())),
+            agentless: Notify::new(),
             lane_ended: Notify::new(),
+            counters: Arc::default(),
+            started_at: clock.wall(),
         });
         {
             let registry = control.registry();
@@ -231,11 +253,11 @@ impl Control {
             .iter()
             .filter_map(|p| p.sample().map(|s| (p.pool_id.clone(), s)))
             .collect();
-        self.hear(node_id, request, &samples)
+        self.hear(node_id, request, &samples, true)
     }
 
     /// Takes a report on a node whose engines are probed by this process: all pools as they are, and the readings that
-    /// are new.
+    /// are new. `heard` says whether an engine answered: then it counts as a heartbeat.
     ///
     /// # Errors
     /// As [`beat`](Self::beat).
@@ -244,6 +266,7 @@ impl Control {
         node_id: &NodeId,
         pools: Vec<crate::types::PoolStatus>,
         fresh: &[(PoolId, Sample)],
+        heard: bool,
     ) -> Result<(), ControlError> {
         let request = HeartbeatRequest {
             timestamp: None,
@@ -253,7 +276,7 @@ impl Control {
             health: None,
             drain_ack: None,
         };
-        self.hear(node_id, request, fresh).map(|_| ())
+        self.hear(node_id, request, fresh, heard).map(|_| ())
     }
 
     fn hear(
@@ -261,9 +284,15 @@ impl Control {
         node_id: &NodeId,
         request: HeartbeatRequest,
         samples: &[(PoolId, Sample)],
+        heard: bool,
     ) -> Result<HeartbeatReply, ControlError> {
         let mut registry = self.registry();
-        let beat = registry.beat(self.clock.both(), node_id, request)?;
+        let now = self.clock.both();
+        let beat = if heard {
+            registry.beat(now, node_id, request)?
+        } else {
+            registry.report(node_id, request.pools)?
+        };
         if beat.routes_changed {
             self.publish(&registry, node_id);
         }
@@ -276,29 +305,39 @@ impl Control {
         if beat.descriptors_changed || beat.liveness_changed {
             self.write_behind(node_id);
         }
-        self.settle(&mut registry, node_id);
+        if beat.trusted_again && registry.hold().is_some() {
+            self.nudge.notify_one();
+        }
+        self.settle(&mut registry, now, node_id);
         let node = registry.node(node_id).ok_or_else(|| Refusal::UnknownNode {
             node_id: node_id.clone(),
         })?;
         let status = node.status();
-        if let Some(was) = beat.was {
-            log_move(node_id, was, status);
-        }
+        self.tell_beat(now, node_id, node, beat);
         Ok(HeartbeatReply {
             success: true,
             next_heartbeat_ms: self.settings.heartbeat_interval_ms,
             node_timeout_ms: self.settings.node_timeout_ms,
             status,
-            drain: node.drain.as_ref().map(registry::Drain::order),
+            drain: node.drain.as_ref().map(|drain| drain.order(now.mono)),
         })
     }
 
-    fn settle(&self, registry: &mut Registry, node_id: &NodeId) {
+    fn settle(&self, registry: &mut Registry, now: Now, node_id: &NodeId) {
+        if registry
+            .node(node_id)
+            .is_none_or(|node| node.drain.is_none())
+        {
+            return;
+        }
         if registry.settle(node_id, self.admission.running(node_id)) {
+            self.counters.drain(DrainStep::Done);
             info!(
                 node_id = node_id.as_str(),
                 "drained: nothing runs there any more"
             );
+            self.write_behind(node_id);
+            self.tell(event(now.wall, EventKind::DrainDone, Some(node_id)));
         }
     }
 
@@ -325,6 +364,7 @@ impl Control {
 
     /// Finds silence, and ends drains. Runs until the process ends.
     pub async fn reap(self: Arc<Self>) {
+        let mut clocks_kept = self.clock.now();
         loop {
             let (due, draining) = {
                 let registry = self.registry();
@@ -345,35 +385,93 @@ impl Control {
             } else {
                 due
             };
-            tokio::select! {
-                () = tokio::time::sleep_until(self.clock.instant(due)) => {}
-                () = self.nudge.notified() => {}
+            // Woken often, so that a stop of this process shows as a gap, however far away the next deadline is.
+            let wake = due.min(self.clock.now().plus(TICK_MS));
+            let nudged = tokio::select! {
+                () = tokio::time::sleep_until(self.clock.instant(wake)) => false,
+                () = self.nudge.notified() => true,
+            };
+            self.allow_for_pause(wake);
+            if nudged || self.clock.now() >= due {
+                self.sweep();
             }
-            self.sweep(due);
+            if self.clock.now().since(clocks_kept) >= KEEP_CLOCKS_MS {
+                clocks_kept = self.clock.now();
+                self.keep_clocks();
+            }
         }
     }
 
-    /// Moves what silence has moved; `due` is when this was to happen.
-    fn sweep(&self, due: crate::types::Mono) {
+    /// Moves every deadline by as much as this process was stopped, which shows in waking up later than at `wake`.
+    fn allow_for_pause(&self, wake: Mono) {
         let mut registry = self.registry();
         let now = self.clock.both();
-        let late_ms = now.mono.since(due);
+        let late_ms = now.mono.since(wake);
         if late_ms > PAUSE_MS {
             info!(
                 late_ms,
-                "this process was stopped for a while; every lease is moved by as much"
+                "this process was stopped for a while; every deadline is moved by as much"
             );
             registry.paused(now, late_ms);
         }
-        for Moved { node_id, from, to } in registry.expire(now) {
-            log_move(&node_id, from, to);
-            self.publish(&registry, &node_id);
+    }
+
+    /// Moves what silence and deadlines have moved.
+    fn sweep(&self) {
+        let mut registry = self.registry();
+        let now = self.clock.both();
+        let sweep = registry.expire(now);
+        for (node_id, _) in &sweep.held {
+            self.publish(&registry, node_id);
+        }
+        for Moved { node_id, .. } in &sweep.moved {
+            self.publish(&registry, node_id);
+            self.write_behind(node_id);
+        }
+        self.tell_sweep(now, &sweep);
+        for node_id in registry.over(now) {
+            let count = self.admission.end_running(&node_id);
+            registry.cut(&node_id, count);
+            self.counters.cut(count);
+            info!(
+                node_id = node_id.as_str(),
+                count, "the time of this drain is over; ended what still ran"
+            );
             self.write_behind(&node_id);
         }
         let draining: Vec<NodeId> = registry.draining().cloned().collect();
         for node_id in draining {
-            self.settle(&mut registry, &node_id);
+            self.settle(&mut registry, now, &node_id);
         }
+    }
+
+    /// Clocks of drains are written down, so that a restart does not give them back what has passed.
+    fn keep_clocks(&self) {
+        let registry = self.registry();
+        let timed = registry
+            .nodes()
+            .filter(|(_, node)| node.drain.as_ref().is_some_and(registry::Drain::is_timed));
+        for (node_id, _) in timed {
+            self.write_behind(node_id);
+        }
+    }
+
+    /// Nodes whose engines are to be read by this process, and these engines, by name.
+    #[must_use]
+    pub fn agentless_nodes(&self) -> Vec<(NodeId, Vec<EngineRef>)> {
+        let registry = self.registry();
+        let mut nodes: Vec<(NodeId, Vec<EngineRef>)> = registry
+            .nodes()
+            .filter(|(_, node)| node.is_agentless())
+            .map(|(node_id, node)| (node_id.clone(), node.record.engines.clone()))
+            .collect();
+        nodes.sort_by(|a, b| a.0.cmp(&b.0));
+        nodes
+    }
+
+    /// Waits until [`agentless_nodes`](Self::agentless_nodes) may be others.
+    pub async fn agentless_changed(&self) {
+        self.agentless.notified().await;
     }
 
     /// Waits until the lane ends. Nothing can be ordered from then on.
@@ -400,14 +498,6 @@ impl Control {
     #[must_use]
     pub fn heartbeat_interval(&self) -> Duration {
         Duration::from_millis(self.settings.heartbeat_interval_ms)
-    }
-}
-
-fn log_move(node_id: &NodeId, from: NodeStatus, to: NodeStatus) {
-    // The implicit node of HOME is nobody's news; its engines have lines of their own.
-    if *node_id != NodeId::local() {
-        let (node_id, from, to) = (node_id.as_str(), from.as_str(), to.as_str());
-        info!(node_id, from, to, "node changed");
     }
 }
 

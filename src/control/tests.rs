@@ -8,6 +8,11 @@ const SETTINGS: Settings = Settings {
     heartbeat_interval_ms: 10_000,
     stale_check_interval_ms: 60_000,
     restart_grace_ms: 30_000,
+    hold: HoldSettings {
+        min: 5,
+        percent: 30,
+        max_ms: 600_000,
+    },
 };
 
 /// A store that can be broken, and that outlives a control plane.
@@ -38,6 +43,8 @@ fn start(disk: &Disk) -> (Arc<Control>, Arc<Admission>) {
     let clock = Clock::new();
     let settings = admission::Settings {
         queue_capacity: 8,
+        policy: admission::Policy::Reject,
+        queue_bytes: 100,
         queue_timeout_ms: 300_000,
         no_pool_wait_ms: 5_000,
         sample_ttl_ms: 20_000,
@@ -75,6 +82,7 @@ fn ask(admission: &Admission) -> admission::Ask {
     admission::Ask {
         model: admission.model("m").expect("known"),
         weight: 1,
+        bytes: 1,
         turn: None,
         avoid: None,
     }
@@ -162,12 +170,14 @@ async fn what_was_acknowledged_is_there_in_the_next_life() {
     control.stop();
 
     let (control, admission) = start(&disk);
-    let list = control.nodes(&NodeFilter {
+    let filter = NodeFilter {
         limit: 10,
         ..NodeFilter::default()
-    });
-    let words: Vec<(&str, NodeStatus, bool)> = list
-        .nodes
+    };
+    let (node_ids, list) = control.listing(&filter);
+    assert_eq!((list.count, list.total, list.next), (2, 2, None));
+    let nodes = control.listed(&filter, &node_ids);
+    let words: Vec<(&str, NodeStatus, bool)> = nodes
         .iter()
         .map(|n| (n.node_id.as_str(), n.status, n.suspect))
         .collect();
@@ -212,6 +222,12 @@ async fn without_a_working_store_the_fleet_goes_on_and_new_intent_is_refused_who
     );
     assert!(control.register(registration("n2")).await.is_err());
     assert!(control.node(&id("n2")).is_err());
+    let shown = |line: &str| {
+        let text = crate::metrics::expose(&[&control.scrape("cloud")]);
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    };
+    shown("orchd_store_durable 0");
+    shown("orchd_store_errors_total 3");
     disk.break_it(false);
     assert!(
         control
@@ -219,6 +235,8 @@ async fn without_a_working_store_the_fleet_goes_on_and_new_intent_is_refused_who
             .await
             .is_ok()
     );
+    shown("orchd_store_durable 1");
+    shown("orchd_store_errors_total 3");
     control.stop();
 }
 
@@ -406,7 +424,7 @@ async fn a_node_that_registered_again_after_its_silence_is_not_offline_in_the_ne
         let mut registry = control.registry();
         let mut later = control.clock.both();
         later.mono = later.mono.plus(30_001);
-        assert_eq!(registry.expire(later).len(), 1);
+        assert_eq!(registry.expire(later).moved.len(), 1);
     }
     control.write_behind(&id("n1"));
     control

@@ -3,3 +3,5 @@
 #![doc = include_str!("0002-serving-threads.md")]
 #![doc = include_str!("0003-home-is-a-fleet-of-one.md")]
 #![doc = include_str!("0004-the-engine-in-the-tests.md")]
+#![doc = include_str!("0005-what-a-restart-keeps.md")]
+#![doc = include_str!("0006-ending-what-runs.md")]

@@ -15,7 +15,7 @@ use std::collections::BinaryHeap;
 
 use crate::types::{Millis, Mono, Sample};
 
-use model::Model;
+use model::{Model, Waiting};
 use pool::Pool;
 
 /// Periods and bounds that decide.
@@ -23,12 +23,25 @@ use pool::Pool;
 pub struct Settings {
     /// Requests that may wait for one model.
     pub queue_capacity: usize,
+    /// What happens when one more comes.
+    pub policy: Policy,
+    /// Bytes that the bodies of waiting requests may take, over all models.
+    pub queue_bytes: u64,
     /// How long a request may wait in all.
     pub queue_timeout_ms: Millis,
     /// How long it may wait while no pool of its model may serve soon.
     pub no_pool_wait_ms: Millis,
     /// How long a reading of an engine's slots counts: two of its intervals.
     pub sample_ttl_ms: Millis,
+}
+
+/// Who gives way when the queue of a model is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Whoever comes.
+    Reject,
+    /// Whoever has waited longest for that model.
+    DropLru,
 }
 
 /// A pool, by its place in a table.
@@ -111,6 +124,11 @@ pub enum Offer {
         /// When a place is likely to be free, from the rate at which slots were released.
         retry_after_ms: Millis,
     },
+    /// Its body does not fit beside those of the requests that wait.
+    NoRoom {
+        /// When a place is likely to be free, as above.
+        retry_after_ms: Millis,
+    },
 }
 
 /// How a wait ended.
@@ -122,6 +140,11 @@ pub enum Verdict {
     QueueTimeout,
     /// No pool of its model may serve soon.
     NoReadyPool,
+    /// It gave way to a later request.
+    Dropped {
+        /// When a place is likely to be free, from the rate at which slots were released.
+        retry_after_ms: Millis,
+    },
 }
 
 /// A pool's numbers, for views.
@@ -161,6 +184,10 @@ pub struct Dispatch {
     timers: BinaryHeap<Reverse<(Mono, Timer)>>,
     /// Pools whose free slots may have grown since the last pump.
     grown: Vec<PoolIx>,
+    /// Waiting requests that gave way since the last pump.
+    dropped: Vec<(Ticket, Verdict)>,
+    /// Bytes of the bodies of all that wait.
+    waiting_bytes: u64,
     picks: u64,
     arrivals: u64,
 }
@@ -176,6 +203,8 @@ impl Dispatch {
             models: Vec::new(),
             timers: BinaryHeap::new(),
             grown: Vec::new(),
+            dropped: Vec::new(),
+            waiting_bytes: 0,
             picks: 0,
             arrivals: 0,
         }
@@ -288,13 +317,15 @@ impl Dispatch {
         }
     }
 
-    /// A request asks for `weight` slots of `model`. It is granted a pool other than `avoid` while there is one with room.
+    /// A request asks for `weight` slots of `model`; while it waits, its body takes `bytes`. It is granted a pool other
+    /// than `avoid` while there is one with room.
     pub fn offer(
         &mut self,
         now: Mono,
         turn: Turn,
         model: ModelIx,
         weight: u32,
+        bytes: u64,
         avoid: Option<PoolIx>,
     ) -> Offer {
         let Turn { ticket, deadline } = turn;
@@ -313,14 +344,59 @@ impl Dispatch {
         }
         // Whoever is tried again was admitted before.
         let is_new = avoid.is_none();
-        if is_new && self.model(model).queue.len() >= self.settings.queue_capacity {
-            return Offer::Full {
-                retry_after_ms: self.model(model).retry_after(now),
-            };
+        if is_new && let Err(refusal) = self.make_room(now, model, bytes) {
+            return refusal;
         }
-        self.model(model).enqueue(ticket, weight, now, deadline);
+        self.waiting_bytes += bytes;
+        self.model(model).enqueue(Waiting {
+            ticket,
+            weight,
+            bytes,
+            arrived: now,
+            deadline,
+        });
         self.arm_queue(model);
         Offer::Queued
+    }
+
+    /// Finds a place in the queue of `model`, as the policy has it. Nobody gives way unless that makes the place.
+    fn make_room(&mut self, now: Mono, ix: ModelIx, bytes: u64) -> Result<(), Offer> {
+        let Settings {
+            queue_capacity,
+            policy,
+            queue_bytes,
+            ..
+        } = self.settings;
+        let waiting_bytes = self.waiting_bytes;
+        let model = self.model(ix);
+        let retry_after_ms = model.retry_after(now);
+        let full = model.queue.len() >= queue_capacity;
+        let gives_way = match (full, policy) {
+            (false, _) => None,
+            (true, Policy::Reject) => return Err(Offer::Full { retry_after_ms }),
+            // Nobody waits where nobody may.
+            (true, Policy::DropLru) => match model.queue.front() {
+                Some(head) => Some((head.ticket, head.bytes)),
+                None => return Err(Offer::Full { retry_after_ms }),
+            },
+        };
+        let freed = gives_way.map_or(0, |(_, bytes)| bytes);
+        if (waiting_bytes - freed).saturating_add(bytes) > queue_bytes {
+            return Err(Offer::NoRoom { retry_after_ms });
+        }
+        if let Some((ticket, _)) = gives_way {
+            self.cancel(ix, ticket);
+            self.dropped
+                .push((ticket, Verdict::Dropped { retry_after_ms }));
+        }
+        Ok(())
+    }
+
+    /// Takes a request out of its queue. False when it is in none.
+    fn dequeue(&mut self, model: ModelIx, ticket: Ticket) -> bool {
+        let found = self.model(model).dequeue(ticket);
+        self.waiting_bytes -= found.as_ref().map_or(0, |waiting| waiting.bytes);
+        found.is_some()
     }
 
     /// Sends everybody who waits away. Nobody is granted anything for it.
@@ -328,6 +404,7 @@ impl Dispatch {
         for model in &mut self.models {
             model.queue.clear();
         }
+        self.waiting_bytes = 0;
     }
 
     /// A waiting request gives up its place. False when it has none, because its wait has ended already.
@@ -337,7 +414,7 @@ impl Dispatch {
             .queue
             .front()
             .is_some_and(|head| head.ticket == ticket);
-        let found = self.model(model).dequeue(ticket);
+        let found = self.dequeue(model, ticket);
         if found && was_first {
             // What the first one was too heavy for may fit the next.
             let Self { models, grown, .. } = self;
@@ -401,13 +478,14 @@ impl Dispatch {
         }
     }
 
-    /// Gives free slots to those who wait, longest first. Appends who is granted what.
+    /// Gives free slots to those who wait, longest first. Appends who is granted what, after those who gave way.
     pub fn pump(&mut self, now: Mono, out: &mut Vec<(Ticket, Verdict)>) {
+        out.append(&mut self.dropped);
         while let Some(ix) = self.grown.pop() {
             while let Some((model, ticket, weight)) = self.next_for(now, ix) {
                 // The pool with room for the oldest need not be this one: a better placed may have room as well.
                 let pool = self.place(now, model, weight, None).unwrap_or(ix);
-                self.model(model).dequeue(ticket);
+                self.dequeue(model, ticket);
                 let grant = self.grant(model, pool, weight);
                 out.push((ticket, Verdict::Granted(grant)));
             }
@@ -455,6 +533,7 @@ impl Dispatch {
 
     fn expire_queue(&mut self, now: Mono, ix: ModelIx, out: &mut Vec<(Ticket, Verdict)>) {
         let no_pool_wait_ms = self.settings.no_pool_wait_ms;
+        let mut freed = 0;
         let model = self.model(ix);
         model.armed = None;
         while let Some(head) = model.queue.front() {
@@ -468,9 +547,11 @@ impl Dispatch {
             } else {
                 break;
             };
+            freed += head.bytes;
             out.push((head.ticket, verdict));
             model.queue.pop_front();
         }
+        self.waiting_bytes -= freed;
         self.arm_queue(ix);
         let Self { models, grown, .. } = self;
         grown.extend_from_slice(&models[ix.0 as usize].pools);
@@ -542,6 +623,12 @@ impl Dispatch {
     #[must_use]
     pub fn waiting(&self, model: ModelIx) -> usize {
         self.models[model.0 as usize].queue.len()
+    }
+
+    /// Bytes that the bodies of waiting requests take, over all models.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes
     }
 
     fn pool(&mut self, ix: PoolIx) -> &mut Pool {

@@ -16,6 +16,8 @@ const RETRY_AFTER_MAX_MS: Millis = 60_000;
 pub(super) struct Waiting {
     pub ticket: Ticket,
     pub weight: u32,
+    /// Length of its body.
+    pub bytes: u64,
     /// When it joined this queue.
     pub arrived: Mono,
     pub deadline: Mono,
@@ -56,25 +58,18 @@ impl Model {
         })
     }
 
-    pub fn enqueue(&mut self, ticket: Ticket, weight: u32, now: Mono, deadline: Mono) {
+    pub fn enqueue(&mut self, waiting: Waiting) {
         // A request that is tried again keeps its arrival number, hence its place.
-        let at = self.queue.partition_point(|w| w.ticket < ticket);
-        self.queue.insert(
-            at,
-            Waiting {
-                ticket,
-                weight,
-                arrived: now,
-                deadline,
-            },
-        );
+        let at = self.queue.partition_point(|w| w.ticket < waiting.ticket);
+        self.queue.insert(at, waiting);
     }
 
-    pub fn dequeue(&mut self, ticket: Ticket) -> bool {
-        match self.queue.binary_search_by_key(&ticket, |w| w.ticket) {
-            Ok(at) => self.queue.remove(at).is_some(),
-            Err(_) => false,
-        }
+    pub fn dequeue(&mut self, ticket: Ticket) -> Option<Waiting> {
+        let at = self
+            .queue
+            .binary_search_by_key(&ticket, |w| w.ticket)
+            .ok()?;
+        self.queue.remove(at)
     }
 
     pub fn released(&mut self, now: Mono) {

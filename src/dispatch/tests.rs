@@ -4,8 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod queues;
+
 const SETTINGS: Settings = Settings {
     queue_capacity: 4,
+    policy: Policy::Reject,
+    queue_bytes: 100,
     queue_timeout_ms: 300_000,
     no_pool_wait_ms: 5_000,
     sample_ttl_ms: 20_000,
@@ -65,7 +69,7 @@ impl Bench {
         let turn = self.dispatch.arrive(now);
         (
             turn.ticket,
-            self.dispatch.offer(now, turn, self.model, 1, None),
+            self.dispatch.offer(now, turn, self.model, 1, 0, None),
         )
     }
 
@@ -281,7 +285,7 @@ fn a_heavy_request_waits_for_enough_slots_and_is_not_overtaken() {
     let held = b.granted(at(0));
     let heavy = b.dispatch.arrive(at(0));
     assert_eq!(
-        b.dispatch.offer(at(1), heavy, b.model, 3, None),
+        b.dispatch.offer(at(1), heavy, b.model, 3, 0, None),
         Offer::Queued,
         "3 is taken as the 2 there are"
     );
@@ -309,7 +313,7 @@ fn whoever_leaves_the_queue_lets_the_next_one_in() {
     let _held = b.granted(at(0));
     let heavy = b.dispatch.arrive(at(0));
     assert_eq!(
-        b.dispatch.offer(at(1), heavy, b.model, 2, None),
+        b.dispatch.offer(at(1), heavy, b.model, 2, 0, None),
         Offer::Queued
     );
     let (light, _) = b.ask(at(2));
@@ -416,7 +420,7 @@ fn a_second_try_keeps_its_deadline_and_is_not_turned_away_by_a_full_queue() {
     let mut b = Bench::new();
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
     let turn = b.dispatch.arrive(at(0));
-    let Offer::Granted(grant) = b.dispatch.offer(at(0), turn, b.model, 1, None) else {
+    let Offer::Granted(grant) = b.dispatch.offer(at(0), turn, b.model, 1, 0, None) else {
         panic!("has room")
     };
     for _ in 0..4 {
@@ -426,7 +430,8 @@ fn a_second_try_keeps_its_deadline_and_is_not_turned_away_by_a_full_queue() {
     b.dispatch.update_pool(at(1), pool, loading(&[b.model]));
     b.dispatch.release(at(1), grant, false, Quarantine::No);
     assert_eq!(
-        b.dispatch.offer(at(200_000), turn, b.model, 1, Some(pool)),
+        b.dispatch
+            .offer(at(200_000), turn, b.model, 1, 0, Some(pool)),
         Offer::Queued
     );
     assert_eq!(
@@ -441,7 +446,7 @@ fn numbers_as_large_as_they_can_be_are_no_trouble() {
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], u32::MAX));
     let all = b.dispatch.arrive(at(0));
     assert!(matches!(
-        b.dispatch.offer(at(0), all, b.model, u32::MAX, None),
+        b.dispatch.offer(at(0), all, b.model, u32::MAX, 0, None),
         Offer::Granted(_)
     ));
     b.dispatch
@@ -468,18 +473,18 @@ fn a_second_try_goes_to_another_pool_while_there_is_one_and_keeps_its_place_in_l
     let two = b.dispatch.add_pool(at(0), ready(&[b.model], 1));
     let turn = b.dispatch.arrive(at(0));
     let ticket = turn.ticket;
-    let offer = b.dispatch.offer(at(0), turn, b.model, 1, None);
+    let offer = b.dispatch.offer(at(0), turn, b.model, 1, 0, None);
     let Offer::Granted(grant) = offer else {
         panic!("{offer:?}")
     };
     assert_eq!(grant.pool, one);
     b.dispatch.release(at(1), grant, false, Quarantine::No);
-    let again = b.dispatch.offer(at(1), turn, b.model, 1, Some(one));
+    let again = b.dispatch.offer(at(1), turn, b.model, 1, 0, Some(one));
     assert_eq!(again, Offer::Granted(Grant { pool: two, ..grant }));
     let _also = b.granted(at(1));
     let (later, _) = b.ask(at(2));
     assert_eq!(
-        b.dispatch.offer(at(3), turn, b.model, 1, Some(one)),
+        b.dispatch.offer(at(3), turn, b.model, 1, 0, Some(one)),
         Offer::Queued
     );
     b.dispatch.release(at(4), grant, false, Quarantine::No);
@@ -562,8 +567,12 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn claims_never_exceed_slots_nobody_overtakes_and_every_wait_ends(steps in proptest::collection::vec(step(), 1..200)) {
-        let mut dispatch = Dispatch::new(Settings { queue_capacity: 64, ..SETTINGS });
+    fn claims_never_exceed_slots_nobody_overtakes_and_every_wait_ends(
+        drop_lru in any::<bool>(),
+        steps in proptest::collection::vec(step(), 1..200),
+    ) {
+        let (queue_capacity, policy) = if drop_lru { (3, Policy::DropLru) } else { (64, Policy::Reject) };
+        let mut dispatch = Dispatch::new(Settings { queue_capacity, policy, ..SETTINGS });
         let models = [dispatch.add_model(), dispatch.add_model()];
         let mut specs = [ready(&[models[0]], 2), ready(&[models[0], models[1]], 3), ready(&[models[1]], 1)];
         let pools: Vec<PoolIx> = specs.iter().map(|spec| dispatch.add_pool(at(0), spec.clone())).collect();
@@ -578,13 +587,14 @@ proptest! {
                 Step::Ask { model, weight } => {
                     let turn = dispatch.arrive(now);
                     let ticket = turn.ticket;
-                    match dispatch.offer(now, turn, models[model], weight, None) {
+                    match dispatch.offer(now, turn, models[model], weight, u64::from(weight), None) {
                         Offer::Granted(grant) => {
                             prop_assert!(waiting.iter().all(|(_, m)| *m != models[model]), "overtook a waiting request");
                             fresh.push(grant);
                         }
                         Offer::Queued => waiting.push((ticket, models[model])),
-                        Offer::Full { .. } => prop_assert_eq!(dispatch.waiting(models[model]), 64),
+                        Offer::Full { .. } => prop_assert!(!drop_lru && dispatch.waiting(models[model]) == queue_capacity),
+                        Offer::NoRoom { .. } => prop_assert!(dispatch.waiting_bytes() + u64::from(weight) > SETTINGS.queue_bytes),
                     }
                 }
                 Step::Release { nth } if !held.is_empty() => {
@@ -641,6 +651,8 @@ proptest! {
                 let claims: u32 = held.iter().filter(|(g, _)| g.pool == grant.pool).map(|(g, _)| g.weight).sum();
                 prop_assert!(claims <= spec.slots_total, "over-committed");
             }
+            prop_assert_eq!(dispatch.waiting_bytes() == 0, waiting.is_empty());
+            prop_assert!(dispatch.waiting_bytes() <= SETTINGS.queue_bytes);
             for (nth, pool) in pools.iter().enumerate() {
                 let counts = dispatch.counts(now, *pool);
                 prop_assert_eq!(counts.running as usize, held.iter().filter(|(g, _)| g.pool == *pool).count());

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::clock::Clock;
+use crate::tls;
 use crate::types::{
     EngineKind, Mono, PoolState, PoolStatus, Sample, check_model_id, listed_model_id,
 };
@@ -94,20 +95,37 @@ enum Failure {
     Strange(String),
 }
 
+/// Why an engine cannot be read at all.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProberError {
+    /// Nobody is trusted whom it could be verified by.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// The HTTP client cannot be set up.
+    #[error("cannot set up an HTTP client: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
 impl Prober {
     pub fn new(
         engine: Engine,
         clock: Clock,
         in_flight: Option<Arc<InFlight>>,
-    ) -> Result<Self, reqwest::Error> {
+    ) -> Result<Self, ProberError> {
         // A proxy of the environment is for the world outside, not for an engine next door.
         let http = reqwest::Client::builder()
             .no_proxy()
             .timeout(QUESTION_TIMEOUT)
             .pool_idle_timeout(KEEP_ALIVE)
             .pool_max_idle_per_host(1)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
+            .redirect(reqwest::redirect::Policy::none());
+        let http = if engine.url.origin().https {
+            http.tls_backend_preconfigured((*tls::client_config()?).clone())
+        } else {
+            // Without https no certificate is checked: do not fail on a machine that has no system roots.
+            http.tls_certs_only([])
+        }
+        .build()?;
         Ok(Self {
             engine,
             clock,
@@ -309,6 +327,9 @@ impl Prober {
 fn failure(error: &reqwest::Error) -> Failure {
     if error.is_timeout() {
         return Failure::Late;
+    }
+    if let Some(why) = tls::explain(error) {
+        return Failure::Refused(why);
     }
     let mut cause: &dyn std::error::Error = error;
     let mut refused = false;

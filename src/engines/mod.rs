@@ -17,9 +17,10 @@ use tracing::{info, warn};
 use crate::clock::Clock;
 use crate::types::{HttpUrl, PoolId, PoolState, PoolStatus, Sample};
 
-/// How often an engine is read while it works, loads or is away, and while it idles (contract §4).
+/// How often an engine is read while it works, loads or is away (contract §4).
 const WORKING: Duration = Duration::from_secs(1);
-const IDLE: Duration = Duration::from_secs(5);
+/// The longest pause between two readings, of an engine that idles (contract §4).
+pub const IDLE: Duration = Duration::from_secs(5);
 /// How often while it loads: its model may be there in a moment.
 const LOADING: Duration = Duration::from_millis(250);
 
@@ -88,12 +89,14 @@ pub struct Reading {
 }
 
 /// Reads an engine until the receiver is gone. `in_flight` is the reader's own requests there, where it is the one who
-/// sends them all. `hurry` asks for readings soon: one after 50 ms, then after twice as long each time.
+/// sends them all. `hurry` asks for readings soon: one after 50 ms, then after twice as long each time. The pause between
+/// two readings is never longer than `at_least`.
 pub async fn watch(
     engine: Engine,
     clock: Clock,
     in_flight: Option<Arc<InFlight>>,
     hurry: Arc<Notify>,
+    at_least: Duration,
     readings: mpsc::Sender<Reading>,
 ) {
     let mut prober = match llamacpp::Prober::new(engine.clone(), clock, in_flight.clone()) {
@@ -124,7 +127,7 @@ pub async fn watch(
         let ours = in_flight
             .as_ref()
             .is_some_and(|in_flight| in_flight.now() > 0);
-        let pause = pause(state, taken || ours);
+        let pause = pause(state, taken || ours).min(at_least);
         if readings.send(reading).await.is_err() {
             return;
         }

@@ -1,5 +1,6 @@
 //! Bodies of the gateway's answers.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -10,10 +11,11 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use tracing::info;
 
-use crate::admission::ModelView;
+use crate::admission::{EndSignal, ModelView};
 use crate::relay::RelayBody;
 use crate::types::UnixMs;
 
+use super::error::DRAIN_DEADLINE;
 use super::{Carried, GatewayError};
 
 /// An answer under `/v1`: one of ours, or an engine's as it comes.
@@ -27,6 +29,8 @@ enum Kind {
     Whole(Full<Bytes>),
     Relayed {
         body: RelayBody<Carried>,
+        /// Is ready when the stream is to end.
+        end: Option<EndSignal>,
         /// How a broken stream is told in-band; `None` when it cannot be.
         dialect: Option<Dialect>,
         /// Whether what was passed on so far ends an event.
@@ -82,10 +86,16 @@ impl GatewayBody {
         Self(Kind::Whole(bytes.into()))
     }
 
-    pub(super) fn relayed(body: RelayBody<Carried>, is_stream: bool, path: &str) -> Self {
+    pub(super) fn relayed(
+        body: RelayBody<Carried>,
+        end: Option<EndSignal>,
+        is_stream: bool,
+        path: &str,
+    ) -> Self {
         let dialect = is_stream.then(|| Dialect::of(path));
         Self(Kind::Relayed {
             body,
+            end,
             dialect,
             at_boundary: true,
             broken: false,
@@ -93,12 +103,13 @@ impl GatewayBody {
     }
 }
 
-/// The last event of a stream whose engine was lost.
-fn in_band(dialect: Dialect, at_boundary: bool) -> Bytes {
-    let message = "the engine was lost while it answered; what came before is incomplete";
+const ENGINE_LOST: &str = "the engine was lost while it answered; what came before is incomplete";
+
+/// The last event of a stream that ends before its answer does.
+fn in_band(dialect: Dialect, at_boundary: bool, message: &str, code: &str) -> Bytes {
     // An event that was cut off cannot be taken back; an empty line at least ends it.
     let gap = if at_boundary { "" } else { "\n\n" };
-    format!("{gap}{}\n\n", dialect.event(message, "worker_reset")).into()
+    format!("{gap}{}\n\n", dialect.event(message, code)).into()
 }
 
 impl Body for GatewayBody {
@@ -116,17 +127,35 @@ impl Body for GatewayBody {
             Kind::Relayed { broken: true, .. } => Poll::Ready(None),
             Kind::Relayed {
                 body,
+                end,
                 dialect,
                 at_boundary,
                 broken,
             } => {
+                if let Some(signal) = end
+                    && signal.as_mut().poll(cx).is_ready()
+                {
+                    *end = None;
+                    *broken = true;
+                    let upstream = body.load().0.upstream();
+                    info!(node_id = %upstream.node_id, pool_id = %upstream.pool_id, "an answer was ended by a drain");
+                    let told = dialect.map(|dialect| {
+                        in_band(dialect, *at_boundary, DRAIN_DEADLINE, "drain_deadline")
+                    });
+                    return Poll::Ready(told.map(|bytes| Ok(Frame::data(bytes))));
+                }
                 let next = ready!(Pin::new(&mut *body).poll_frame(cx));
                 match (next, *dialect) {
                     (Some(Err(error)), Some(dialect)) => {
                         let upstream = body.load().0.upstream();
                         info!(node_id = %upstream.node_id, pool_id = %upstream.pool_id, %error, "an engine was lost in mid-stream");
                         *broken = true;
-                        Poll::Ready(Some(Ok(Frame::data(in_band(dialect, *at_boundary)))))
+                        Poll::Ready(Some(Ok(Frame::data(in_band(
+                            dialect,
+                            *at_boundary,
+                            ENGINE_LOST,
+                            "worker_reset",
+                        )))))
                     }
                     (next, _) => {
                         if let Some(Ok(frame)) = &next

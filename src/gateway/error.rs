@@ -16,6 +16,9 @@ const BACKOFF_MS: HeaderName = HeaderName::from_static("x-backoff-ms");
 /// When to come back after a refusal whose end cannot be foreseen.
 const UNFORESEEN_MS: Millis = 1_000;
 
+/// What a client is told whose request was ended by a drain.
+pub(super) const DRAIN_DEADLINE: &str = "the node that worked on this request is being drained, and its time is over; send the request again";
+
 /// Why a request under `/v1` is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
@@ -68,6 +71,9 @@ pub enum GatewayError {
         /// How often it was tried.
         attempts: u32,
     },
+    /// Its node is being emptied.
+    #[error("{DRAIN_DEADLINE}")]
+    DrainDeadline,
     /// A defect of ours.
     #[error("the gateway failed while it handled this request; its log says more")]
     Internal,
@@ -98,11 +104,19 @@ impl GatewayError {
                 invalid,
                 "method_not_allowed",
             ),
+            Self::Denied(Denied::Forbidden) => {
+                (StatusCode::FORBIDDEN, "permission_error", "forbidden")
+            }
             Self::Denied(_) => (StatusCode::UNAUTHORIZED, invalid, "invalid_api_key"),
-            Self::Refused(Refused::QueueFull { .. }) => (
+            Self::Refused(Refused::QueueFull { .. } | Refused::NoRoom { .. }) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
                 "queue_full",
+            ),
+            Self::Refused(Refused::Dropped { .. }) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                "queue_dropped",
             ),
             Self::Refused(Refused::QueueTimeout) => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -120,6 +134,11 @@ impl GatewayError {
                 "shutting_down",
             ),
             Self::Upstream { .. } => (StatusCode::BAD_GATEWAY, "server_error", "upstream_failed"),
+            Self::DrainDeadline => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                "drain_deadline",
+            ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "server_error",
@@ -131,8 +150,12 @@ impl GatewayError {
     /// When to come back, where that helps.
     fn retry_after_ms(&self) -> Option<Millis> {
         match self {
-            Self::Refused(Refused::QueueFull { retry_after_ms }) => Some(*retry_after_ms),
-            Self::Refused(_) => Some(UNFORESEEN_MS),
+            Self::Refused(
+                Refused::QueueFull { retry_after_ms }
+                | Refused::NoRoom { retry_after_ms }
+                | Refused::Dropped { retry_after_ms },
+            ) => Some(*retry_after_ms),
+            Self::Refused(_) | Self::DrainDeadline => Some(UNFORESEEN_MS),
             _ => None,
         }
     }

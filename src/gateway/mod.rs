@@ -17,14 +17,13 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use tracing::info;
 
-use crate::admission::{Admission, Ask, Failure, ModelIx, Permit};
-use crate::auth::{API_KEY, Guard};
+use crate::admission::{Admission, Ask, EndSignal, Failure, ModelIx, Permit};
+use crate::auth::{API_KEY, Area, Guard};
 use crate::clock::Clock;
 use crate::listen;
-use crate::relay::{self, Load, Outgoing, RelayBody, SendError};
+use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
 use crate::types::{Mono, REFUSED_HEADER, UnixMs, listed_model_id};
 
-pub use crate::relay::Peer;
 pub use answer::GatewayBody;
 pub use error::GatewayError;
 
@@ -49,8 +48,6 @@ pub struct Gateway {
     clock: Clock,
     admission: Arc<Admission>,
     guard: Guard,
-    /// What is dialled: engines in HOME, agents in CLOUD.
-    peer: Peer,
     /// Tells this process's request ids from another's.
     prefix: String,
     requests: AtomicU64,
@@ -73,7 +70,7 @@ impl Load for Carried {
 impl Gateway {
     /// A gateway over the pools that `admission` knows.
     #[must_use]
-    pub fn new(clock: Clock, admission: Arc<Admission>, guard: Guard, peer: Peer) -> Arc<Self> {
+    pub fn new(clock: Clock, admission: Arc<Admission>, guard: Guard) -> Arc<Self> {
         let mut bytes = [0_u8; 4];
         getrandom::fill(&mut bytes).expect("the system has randomness to give");
         let prefix = format!("req-{:08x}", u32::from_ne_bytes(bytes));
@@ -82,7 +79,6 @@ impl Gateway {
             clock,
             admission,
             guard,
-            peer,
             prefix,
             requests: AtomicU64::new(0),
             started,
@@ -96,7 +92,7 @@ impl Gateway {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let id = self.request_id(request.headers());
-        let result = match self.guard.admit(request.headers()) {
+        let result = match self.guard.admit(request.headers(), Area::Models) {
             Ok(()) => self.admitted(request, &id).await,
             Err(denied) => {
                 listen::discard(request.into_body()).await;
@@ -233,6 +229,7 @@ impl Exchange<'_> {
         let mut ask = Ask {
             model: self.model,
             weight: self.weight,
+            bytes: self.outgoing.body.len() as u64,
             turn: None,
             avoid: None,
         };
@@ -251,27 +248,36 @@ impl Exchange<'_> {
             ask.avoid = Some(permit.pool());
             let upstream = Arc::clone(permit.upstream());
             permit.sent();
+            let mut end = permit.end_signal();
             // The token is for this fleet's own agents, not for whatever a heartbeat may name as an engine.
-            match self.gateway.guard.token().filter(|_| upstream.trusted) {
-                Some(token) => {
-                    let bearer = token.bearer().clone();
+            match self.gateway.guard.bearer().filter(|_| upstream.trusted) {
+                Some(bearer) => {
                     self.outgoing.headers.insert(header::AUTHORIZATION, bearer);
                 }
                 None => drop(self.outgoing.headers.remove(header::AUTHORIZATION)),
             }
-            let sent = relay::send(
-                &upstream.origin,
-                self.gateway.peer,
-                &self.outgoing,
-                Carried(permit),
-            )
-            .await;
+            let peer = if upstream.trusted {
+                Peer::Agent
+            } else {
+                Peer::Engine
+            };
+            let sent = tokio::select! {
+                biased;
+                () = ended(&mut end) => {
+                    let (node_id, pool_id) = (upstream.node_id.as_str(), upstream.pool_id.as_str());
+                    info!(node_id, pool_id, "a request was ended by a drain before it was answered");
+                    return Err(GatewayError::DrainDeadline);
+                }
+                sent = relay::send(&upstream.origin, peer, &self.outgoing, Carried(permit)) => sent,
+            };
             let last = attempt == MAX_ATTEMPTS;
             let fault = match sent {
                 Ok(response) => match judge(response) {
-                    Judged::Good(response) => return Ok(self.answer(*response, queue_ms, attempt)),
+                    Judged::Good(response) => {
+                        return Ok(self.answer(*response, end, queue_ms, attempt));
+                    }
                     Judged::Fault { response, why } if last && !why.is_agents() => {
-                        return Ok(self.answer(*response, queue_ms, attempt));
+                        return Ok(self.answer(*response, end, queue_ms, attempt));
                     }
                     Judged::Fault { why, .. } => why.to_string(),
                 },
@@ -303,6 +309,7 @@ impl Exchange<'_> {
     fn answer(
         &self,
         response: Response<RelayBody<Carried>>,
+        end: Option<EndSignal>,
         queue_ms: u64,
         attempts: u32,
     ) -> Response<GatewayBody> {
@@ -323,8 +330,16 @@ impl Exchange<'_> {
         }
         Response::from_parts(
             parts,
-            GatewayBody::relayed(body, is_stream, &self.outgoing.path),
+            GatewayBody::relayed(body, end, is_stream, &self.outgoing.path),
         )
+    }
+}
+
+/// Waits until the request is to end.
+async fn ended(end: &mut Option<EndSignal>) {
+    match end {
+        Some(end) => end.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -395,7 +410,8 @@ fn judge(mut response: Response<RelayBody<Carried>>) -> Judged {
 /// What a missing answer says of its pool; `None` when the trouble is this process's own.
 fn failure(error: &SendError) -> Option<Failure> {
     use std::io::ErrorKind::{
-        ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,
+        ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData, NetworkUnreachable,
+        TimedOut,
     };
     match error {
         SendError::Connect { source, .. } => {
@@ -405,6 +421,8 @@ fn failure(error: &SendError) -> Option<Failure> {
                 HostUnreachable,
                 NetworkUnreachable,
                 TimedOut,
+                // A certificate that cannot be trusted.
+                InvalidData,
             ];
             theirs.contains(&source.kind()).then_some(Failure::Refused)
         }

@@ -1,38 +1,41 @@
 //! Serving threads: each with a runtime of its own, so that a request runs to completion where it was accepted.
 //!
-//! Purpose: accept, serve HTTP/1.1, and stop without cutting anybody off. Invariants: one listening socket, bound before
-//! anything else is done, shared by all threads; a stop closes the listener first, lets what runs end within its grace,
-//! and then ends. Called by `server` and `agent`.
+//! Purpose: accept, serve HTTP/1.1 with or without TLS, and stop without cutting anybody off. Invariants: one listening
+//! socket, bound before anything else is done, shared by all threads; connections are bounded, and when there are too
+//! many, those that idle for the longest time give way, so that no number of them keeps others out; a stop closes the
+//! listener first, lets what runs end within its grace, and then ends. Called by `server` and `agent`.
 
 mod collect;
+mod connection;
+mod places;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{Request, Response, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::warn;
+
+use crate::tls::Acceptor;
 
 pub use collect::{CollectError, collect, discard};
+use places::Places;
 
-/// A client that sends its request head slower than this is not one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long an idle connection stays open after a stop, for a request that was sent before its client could know.
-const LINGER: Duration = Duration::from_millis(250);
+/// Connections that may wait to be taken in: a whole fleet comes back within one moment after a restart, and whoever finds
+/// no place waits a second before it tries again. The system has its own limit (`net.core.somaxconn`, 4096).
+const BACKLOG: i32 = 4_096;
+/// How soon a thread that is full of working connections looks again for an idle one.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// How long to wait when the system has no descriptors left for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -41,9 +44,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// What the system says; `AddrInUse` when somebody listens there.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A restart may listen where connections of the former process have not quite ended.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// Answers one request. Cloned into every thread.
@@ -51,6 +58,7 @@ pub trait Handler: Clone + Send + 'static {
     /// The answer's body.
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
         + Send
+        + Unpin
         + 'static;
 
     /// Answers.
@@ -63,10 +71,58 @@ pub trait Handler: Clone + Send + 'static {
     fn panicked(&self, uri: &Uri) -> Response<Self::Body>;
 }
 
+/// How a listener takes connections.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Speaks TLS with this certificate; without one, plain HTTP.
+    pub tls: Option<Acceptor>,
+    /// Connections at one time, over all threads; those that are just being closed to make room for others come on top,
+    /// an eighth of it at most.
+    pub max_connections: usize,
+}
+
+impl Settings {
+    /// How addresses of this listener begin.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+/// Asks the serving threads whether they are alive.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    threads: Vec<mpsc::UnboundedSender<oneshot::Sender<()>>>,
+    stopped: watch::Receiver<Option<Duration>>,
+}
+
+impl Pulse {
+    /// Waits until every serving thread has answered. False when one of them has ended and nobody asked it to.
+    pub async fn felt(&self) -> bool {
+        let asked: Vec<oneshot::Receiver<()>> = self
+            .threads
+            .iter()
+            .map(|thread| {
+                let (answer, answered) = oneshot::channel();
+                // Of a thread that has ended the answer is dropped, which tells.
+                drop(thread.send(answer));
+                answered
+            })
+            .collect();
+        for answered in asked {
+            if answered.await.is_err() {
+                return self.stopped.borrow().is_some();
+            }
+        }
+        true
+    }
+}
+
 /// The serving threads of one listener.
 pub struct Workers {
     stop: watch::Sender<Option<Duration>>,
     threads: Vec<JoinHandle<()>>,
+    pulse: Pulse,
 }
 
 impl Workers {
@@ -78,26 +134,47 @@ impl Workers {
         name: &str,
         listener: &TcpListener,
         threads: usize,
+        settings: &Settings,
         handler: &H,
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(None);
+        let threads = threads.max(1);
         let mut workers = Self {
             stop,
             threads: Vec::with_capacity(threads),
+            pulse: Pulse {
+                threads: Vec::with_capacity(threads),
+                stopped: stopped.clone(),
+            },
         };
-        for _ in 0..threads.max(1) {
+        for _ in 0..threads {
             let listener = listener.try_clone()?;
-            let handler = handler.clone();
-            let stopped = stopped.clone();
+            let (ask, asked) = mpsc::unbounded_channel();
+            let thread = Thread {
+                handler: handler.clone(),
+                stopped: stopped.clone(),
+                asked,
+                tls: settings.tls.clone(),
+                limit: settings.max_connections.div_ceil(threads).max(1),
+                places: Places::default(),
+                connections: JoinSet::new(),
+            };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
-                .spawn(move || runtime.block_on(serve(listener, handler, stopped)))?;
+                .spawn(move || runtime.block_on(thread.serve(listener)))?;
             workers.threads.push(thread);
+            workers.pulse.threads.push(ask);
         }
         Ok(workers)
+    }
+
+    /// A way to ask the threads whether they are alive.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Accepts nobody from now on, lets what runs end within `grace`, and then ends it. Blocks until all is done.
@@ -111,62 +188,103 @@ impl Workers {
     }
 }
 
-async fn serve<H: Handler>(
-    listener: TcpListener,
+/// One serving thread.
+struct Thread<H> {
     handler: H,
-    mut stopped: watch::Receiver<Option<Duration>>,
-) {
-    let backlog = listener.try_clone();
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(e) => {
-            warn!(error = %e, "a serving thread cannot use its listener");
-            return;
-        }
-    };
-    let mut connections = JoinSet::new();
-    let mut refused = false;
-    let grace = loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    refused = false;
-                    connections.spawn(connection(stream, handler.clone(), stopped.clone()));
-                }
-                Err(e) => {
-                    // While it lasts it is the same story.
-                    if !refused {
-                        warn!(error = %e, "cannot accept connections; will go on trying");
+    stopped: watch::Receiver<Option<Duration>>,
+    asked: mpsc::UnboundedReceiver<oneshot::Sender<()>>,
+    tls: Option<Acceptor>,
+    /// Connections it may have.
+    limit: usize,
+    places: Places,
+    connections: JoinSet<()>,
+}
+
+impl<H: Handler> Thread<H> {
+    async fn serve(mut self, listener: TcpListener) {
+        let backlog = listener.try_clone();
+        let listener = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(e) => {
+                warn!(error = %e, "a serving thread cannot use its listener");
+                return;
+            }
+        };
+        let mut refused = false;
+        // Full of connections that work, or waiting for those that were asked to leave: others wait in the backlog, or
+        // are taken by another thread.
+        let mut full = false;
+        let mut stopped = self.stopped.clone();
+        let grace = loop {
+            tokio::select! {
+                accepted = listener.accept(), if !full => match accepted {
+                    Ok((stream, _)) => {
+                        refused = false;
+                        self.take(stream);
+                        full = !self.places.make_room(self.limit);
                     }
-                    refused = true;
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    Err(e) => {
+                        // While it lasts it is the same story.
+                        if !refused {
+                            warn!(error = %e, "cannot accept connections; will go on trying");
+                        }
+                        refused = true;
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(ended) = self.connections.join_next_with_id() => {
+                    let id = ended.map_or_else(|failed| failed.id(), |(id, ())| id);
+                    self.places.remove(id);
+                    full = full && !self.places.make_room(self.limit);
                 }
-            },
-            Some(_) = connections.join_next() => {}
-            grace = stop_asked(&mut stopped) => break grace,
+                () = tokio::time::sleep(FULL_PAUSE), if full => full = !self.places.make_room(self.limit),
+                Some(answer) = self.asked.recv() => drop(answer.send(())),
+                grace = stop_asked(&mut stopped) => break grace,
+            }
+        };
+        drop(listener);
+        // Whoever connected before the stop is answered; a connection left in the backlog would be reset.
+        while let Ok((stream, _)) = backlog
+            .as_ref()
+            .map_err(|_| ())
+            .and_then(|backlog| backlog.accept().map_err(|_| ()))
+        {
+            let stream = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.take(stream);
+            }
         }
-    };
-    drop(listener);
-    // Whoever connected before the stop is answered; a connection left in the backlog would be reset.
-    while let Ok((stream, _)) = backlog
-        .as_ref()
-        .map_err(|_| ())
-        .and_then(|backlog| backlog.accept().map_err(|_| ()))
-    {
-        let stream = stream
-            .set_nonblocking(true)
-            .and_then(|()| TcpStream::from_std(stream));
-        if let Ok(stream) = stream {
-            connections.spawn(connection(stream, handler.clone(), stopped.clone()));
+        drop(backlog);
+        let (connections, asked) = (&mut self.connections, &mut self.asked);
+        let all = async {
+            loop {
+                tokio::select! {
+                    ended = connections.join_next() => if ended.is_none() { break },
+                    Some(answer) = asked.recv() => drop(answer.send(())),
+                }
+            }
+        };
+        if tokio::time::timeout(grace, all).await.is_err() {
+            warn!(
+                connections = self.connections.len(),
+                "the grace has ended; closing what still runs"
+            );
         }
     }
-    drop(backlog);
-    let all = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(grace, all).await.is_err() {
-        warn!(
-            connections = connections.len(),
-            "the grace has ended; closing what still runs"
+
+    fn take(&mut self, stream: TcpStream) {
+        let place = self.places.take();
+        let connection = connection::serve(
+            stream,
+            self.tls.clone(),
+            self.handler.clone(),
+            Arc::clone(&place),
+            self.stopped.clone(),
         );
+        let id = self.connections.spawn(connection).id();
+        self.places.add(id, place);
     }
 }
 
@@ -176,46 +294,64 @@ async fn stop_asked(stopped: &mut watch::Receiver<Option<Duration>>) -> Duration
     asked.ok().flatten().unwrap_or_default()
 }
 
-async fn connection<H: Handler>(
-    stream: TcpStream,
-    handler: H,
-    mut stopped: watch::Receiver<Option<Duration>>,
-) {
-    // Without it every small write waits for the other side's acknowledgement of the one before.
-    if let Err(e) = stream.set_nodelay(true) {
-        debug!(error = %e, "a connection ended before it began");
-        return;
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use http_body_util::Full;
+
+    use super::*;
+
+    /// Answers once it is told to, and keeps its thread from everything else until then.
+    #[derive(Clone)]
+    struct Stuck(Arc<std::sync::Mutex<std::sync::mpsc::Receiver<()>>>);
+
+    impl Handler for Stuck {
+        type Body = Full<Bytes>;
+
+        async fn handle(&self, _: Request<Incoming>) -> Response<Full<Bytes>> {
+            let told = self.0.lock().map(|told| told.recv());
+            Response::new(Full::from(format!("{told:?}")))
+        }
+
+        fn panicked(&self, _: &Uri) -> Response<Full<Bytes>> {
+            Response::default()
+        }
     }
-    let service = service_fn(move |request| {
-        let handler = handler.clone();
-        let uri = Request::uri(&request).clone();
-        async move {
-            // A defect in one request is that request's 500.
-            let answer = AssertUnwindSafe(handler.handle(request))
-                .catch_unwind()
-                .await;
-            Ok::<_, Infallible>(answer.unwrap_or_else(|_| handler.panicked(&uri)))
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = stop_asked(&mut stopped) => {
-            // A request that is on its way is read before the connection is closed.
-            match tokio::time::timeout(LINGER, connection.as_mut()).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        }
-    };
-    if let Err(e) = ended {
-        debug!(error = %e, "a connection ended early");
+
+    #[tokio::test]
+    async fn a_thread_that_is_stuck_has_no_pulse_and_one_that_has_stopped_needs_none() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let listener = bind(([127, 0, 0, 1], 0).into()).expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let settings = Settings {
+            tls: None,
+            max_connections: 4,
+        };
+        let handler = Stuck(Arc::new(std::sync::Mutex::new(told)));
+        let workers = Workers::spawn("test", &listener, 2, &settings, &handler).expect("threads");
+        drop(listener);
+        let pulse = workers.pulse();
+        assert!(pulse.felt().await);
+
+        let mut stream = std::net::TcpStream::connect(address).expect("a connection");
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .expect("it is sent");
+        // Until the request is there, its thread still answers.
+        let stuck = async {
+            while tokio::time::timeout(Duration::from_millis(100), pulse.felt())
+                .await
+                .is_ok()
+            {}
+        };
+        let stuck = tokio::time::timeout(Duration::from_secs(10), stuck).await;
+        assert_eq!(stuck, Ok(()));
+        tell.send(()).expect("it waits");
+        assert!(pulse.felt().await);
+
+        let stop = tokio::task::spawn_blocking(|| workers.stop(Duration::from_secs(1)));
+        stop.await.expect("it stops");
+        assert!(pulse.felt().await);
     }
 }

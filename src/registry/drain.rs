@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{DrainAck, DrainOrder, DrainRequest, DrainState, DrainView, UnixMs};
+use crate::types::{
+    DrainAck, DrainOrder, DrainRequest, DrainState, DrainView, Millis, Mono, Now, UnixMs,
+};
 
 /// Heartbeats answered with a drain's id, none of which acknowledged it, after which the agent counts as an old client
 /// that never will (contract §1.3).
@@ -23,25 +25,42 @@ pub struct Drain {
     pub started_at_ms: UnixMs,
     /// Requests the control plane had there then.
     pub in_flight_at_start: u32,
+    /// What was left until running requests are ended when this was written; a process that is down does not count.
+    #[serde(default)]
+    left_ms: Option<Millis>,
+    /// Running requests are ended at once.
+    #[serde(default)]
+    force: bool,
+    /// Requests ended by the deadline or by force.
+    #[serde(default)]
+    cut: u32,
+    /// Nothing runs any more.
+    #[serde(default)]
+    done: bool,
+    /// Done without the agent's word.
+    #[serde(default)]
+    unverified: bool,
     #[serde(skip)]
     progress: Progress,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Progress {
+    /// When running requests are ended.
+    ends: Option<Mono>,
+    /// They have been.
+    ended: bool,
     /// The agent's own count, once it has acknowledged this drain.
     acknowledged: Option<u32>,
     /// Heartbeats answered with this drain's id so far.
     beats_answered: u32,
-    done: bool,
-    unverified: bool,
 }
 
 impl Drain {
     /// A new one.
     #[must_use]
     pub fn asked(
-        now: UnixMs,
+        now: Now,
         machine_id: String,
         request: &DrainRequest,
         id: &str,
@@ -52,15 +71,21 @@ impl Drain {
             machine_id,
             reason: request.reason.clone(),
             requested_by: request.requested_by.clone(),
-            started_at_ms: now,
+            started_at_ms: now.wall,
             in_flight_at_start: running,
+            left_ms: None,
+            force: false,
+            cut: 0,
+            done: false,
+            unverified: false,
             progress: Progress::default(),
         }
+        .with_end(now.mono, request)
     }
 
     /// The same drain after a repeated order: it keeps its id, its start and what it does not say again.
     #[must_use]
-    pub fn asked_again(&self, request: &DrainRequest) -> Self {
+    pub fn asked_again(&self, now: Mono, request: &DrainRequest) -> Self {
         let mut again = self.clone();
         if request.reason.is_some() {
             again.reason.clone_from(&request.reason);
@@ -68,23 +93,94 @@ impl Drain {
         if request.requested_by.is_some() {
             again.requested_by.clone_from(&request.requested_by);
         }
-        again
+        again.with_end(now, request)
+    }
+
+    fn with_end(mut self, now: Mono, request: &DrainRequest) -> Self {
+        if let Some(left_ms) = request.deadline_ms {
+            self.left_ms = Some(left_ms);
+            self.progress.ends = Some(now.plus(left_ms));
+        }
+        self.force |= request.force == Some(true);
+        self
+    }
+
+    /// The drain as it is to be written at `now`.
+    #[must_use]
+    pub fn as_of(&self, now: Mono) -> Self {
+        Self {
+            left_ms: self
+                .progress
+                .ends
+                .map(|ends| ends.since(now))
+                .or(self.left_ms),
+            ..self.clone()
+        }
+    }
+
+    /// The drain as it was written, going on at `now`.
+    #[must_use]
+    pub fn resumed(mut self, now: Mono) -> Self {
+        self.progress.ends = self.left_ms.map(|left_ms| now.plus(left_ms));
+        self
+    }
+
+    /// The same drain, of another machine.
+    #[must_use]
+    pub fn of_machine(&self, machine_id: &str) -> Self {
+        Self {
+            machine_id: machine_id.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The process was stopped for `gap_ms`, which does not count.
+    pub(super) fn paused(&mut self, gap_ms: Millis) {
+        self.progress.ends = self.progress.ends.map(|ends| ends.plus(gap_ms));
     }
 
     /// Whether nothing runs any more.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.progress.done
+        self.done
+    }
+
+    /// Whether a clock runs that is to be written down now and then.
+    #[must_use]
+    pub fn is_timed(&self) -> bool {
+        self.progress.ends.is_some() && !self.done
+    }
+
+    /// Whether what still runs is to be ended now, and has not been.
+    #[must_use]
+    pub fn is_over(&self, now: Mono) -> bool {
+        !self.done
+            && !self.progress.ended
+            && (self.force || self.progress.ends.is_some_and(|ends| ends <= now))
+    }
+
+    /// So many running requests were ended.
+    pub(super) fn on_cut(&mut self, count: u32) {
+        self.progress.ended = true;
+        self.cut = self.cut.saturating_add(count);
     }
 
     /// What the agent is told in the reply to a heartbeat.
     #[must_use]
-    pub fn order(&self) -> DrainOrder {
+    pub fn order(&self, now: Mono) -> DrainOrder {
         DrainOrder {
             id: self.id.clone(),
-            remaining_ms: None,
-            force: false,
+            remaining_ms: self.remaining(now),
+            force: self.force,
         }
+    }
+
+    /// What is left until running requests are ended; `None` without a deadline and once nothing runs.
+    fn remaining(&self, now: Mono) -> Option<Millis> {
+        self.progress
+            .ends
+            .filter(|_| !self.done)
+            .map(|ends| ends.since(now))
     }
 
     /// A heartbeat came, with or without a word on this drain. Its reply carries the order.
@@ -97,7 +193,7 @@ impl Drain {
 
     /// Done when the gateway counts nothing, and the agent says 0, or never says, or is gone. True when it became so.
     pub fn settle(&mut self, running: u32, gone: bool) -> bool {
-        if self.progress.done || running > 0 {
+        if self.done || running > 0 {
             return false;
         }
         let (done, unverified) = match self.progress.acknowledged {
@@ -107,17 +203,17 @@ impl Drain {
             None => (self.progress.beats_answered > UNACKNOWLEDGED_BEATS, true),
             Some(_) => (false, false),
         };
-        self.progress.done = done;
-        self.progress.unverified = done && unverified;
+        self.done = done;
+        self.unverified = done && unverified;
         done
     }
 
     /// As the API shows it, with the control plane's own count of requests there.
     #[must_use]
-    pub fn view(&self, running: u32) -> DrainView {
+    pub fn view(&self, now: Mono, running: u32) -> DrainView {
         DrainView {
             id: self.id.clone(),
-            state: if self.progress.done {
+            state: if self.done {
                 DrainState::Drained
             } else {
                 DrainState::Draining
@@ -125,11 +221,11 @@ impl Drain {
             reason: self.reason.clone(),
             requested_by: self.requested_by.clone(),
             started_at_ms: self.started_at_ms,
-            remaining_ms: None,
+            remaining_ms: self.remaining(now),
             in_flight: running,
             in_flight_at_start: self.in_flight_at_start,
-            cut: 0,
-            unverified: self.progress.unverified,
+            cut: self.cut,
+            unverified: self.unverified,
         }
     }
 }

@@ -6,18 +6,20 @@
 
 mod change;
 mod drain;
+mod lease;
 mod node;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use crate::types::{
-    DrainRequest, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, Now, PoolDescriptor,
-    RegisterRequest,
+    DrainRequest, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, Now, PoolDescriptor, PoolId,
+    PoolState, PoolStatus, RegisterRequest,
 };
 
 pub use change::{Change, Edit, Intent, Refusal, Speaker};
 pub use drain::Drain;
+pub use lease::{Hold, HoldSettings, Moved, Sweep};
 pub use node::{Node, Record};
 
 /// Periods that decide.
@@ -27,6 +29,8 @@ pub struct Settings {
     pub node_timeout_ms: Millis,
     /// How long after a start nodes that were alive before it may stay unheard.
     pub restart_grace_ms: Millis,
+    /// When mass silence keeps nodes from going Offline.
+    pub hold: HoldSettings,
 }
 
 /// What the store gave back: a node as it was known before this process began.
@@ -47,7 +51,7 @@ pub struct Restored {
 }
 
 /// What a heartbeat did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Beat {
     /// The pool list, or a pool's routing facts, differ from before: routes must be rebuilt.
     pub routes_changed: bool,
@@ -55,21 +59,27 @@ pub struct Beat {
     pub descriptors_changed: bool,
     /// Its durable liveness (Offline, has beaten) differs from before.
     pub liveness_changed: bool,
-    /// The word before, when it is another one now.
+    /// The word before, when what is observed of it (drains aside) is another one now.
     pub was: Option<NodeStatus>,
+    /// It was suspect until now.
+    pub trusted_again: bool,
+    /// Pools that came, went or changed their state.
+    pub pools: Vec<PoolMoved>,
     /// False for a repeated or late `seq`, which is acknowledged and ignored.
     pub counted: bool,
 }
 
-/// A node that silence or time has moved.
+/// A pool that came, went or changed its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Moved {
+pub struct PoolMoved {
     /// Which.
-    pub node_id: NodeId,
-    /// The word before.
-    pub from: NodeStatus,
-    /// The word now.
-    pub to: NodeStatus,
+    pub pool_id: PoolId,
+    /// The state before; `None` for one that is new.
+    pub from: Option<PoolState>,
+    /// The state now; `None` for one that is gone.
+    pub to: Option<PoolState>,
+    /// What its reader says of the state.
+    pub detail: Option<String>,
 }
 
 /// Every node of which anything is known.
@@ -79,6 +89,10 @@ pub struct Registry {
     nodes: HashMap<NodeId, Node>,
     /// Restored nodes may stay unheard until then.
     grace_until: Mono,
+    /// When this life of the process began.
+    began: Mono,
+    /// Mass silence.
+    hold: Option<Hold>,
 }
 
 impl Registry {
@@ -89,6 +103,8 @@ impl Registry {
             settings,
             nodes: HashMap::new(),
             grace_until: Mono(0),
+            began: Mono(0),
+            hold: None,
         }
     }
 
@@ -98,12 +114,14 @@ impl Registry {
     pub fn restore(settings: Settings, now: Now, restored: Vec<Restored>) -> Self {
         let nodes = restored
             .into_iter()
-            .map(|r| (r.node_id.clone(), Node::restored(r)))
+            .map(|r| (r.node_id.clone(), Node::restored(now.mono, r)))
             .collect();
         Self {
             settings,
             nodes,
             grace_until: now.mono.plus(settings.restart_grace_ms),
+            began: now.mono,
+            hold: None,
         }
     }
 
@@ -167,7 +185,7 @@ impl Registry {
         let mut registered_at_ms = now.wall;
         if let Some(node) = known.filter(|node| !node.record.departed) {
             let record = &node.record;
-            if record.machine_id == request.machine() {
+            if record.machine_id == request.machine() || node.is_announcement() {
                 registered_at_ms = record.registered_at_ms;
                 if request.instance_id.is_some() && request.instance_id != record.instance_id {
                     change.speaker = Speaker::NewProcess;
@@ -188,10 +206,15 @@ impl Registry {
             change.speaker = Speaker::NewMachine;
         }
         // An order belongs to a machine: another one that takes the name over starts without it.
-        if let Some(drain) = known.and_then(|node| node.drain.as_ref())
+        if let Some(node) = known
+            && let Some(drain) = &node.drain
             && drain.machine_id != request.machine()
         {
-            change.drain = Edit::Clear;
+            change.drain = if node.is_announcement() {
+                Edit::Set(drain.of_machine(request.machine()).as_of(now.mono))
+            } else {
+                Edit::Clear
+            };
         }
         let record = Record::from_request(request, registered_at_ms);
         if known.map(|node| &node.record) != Some(&record) {
@@ -235,11 +258,11 @@ impl Registry {
         let machine_id = node.record.machine_id.clone();
         let mut change = Change::nothing(node_id);
         let drain = match &node.drain {
-            Some(drain) => drain.asked_again(request),
-            None => Drain::asked(now.wall, machine_id, request, drain_id, running),
+            Some(drain) => drain.asked_again(now.mono, request),
+            None => Drain::asked(now, machine_id, request, drain_id, running),
         };
         if node.drain.as_ref() != Some(&drain) {
-            change.drain = Edit::Set(drain);
+            change.drain = Edit::Set(drain.as_of(now.mono));
         }
         Ok(change)
     }
@@ -311,50 +334,42 @@ impl Registry {
         Ok(node.beat(now, request))
     }
 
-    /// Moves nodes that were silent too long to Offline and says which. Call it at [`next_expiry`](Self::next_expiry).
-    pub fn expire(&mut self, now: Now) -> Vec<Moved> {
-        let mut moved = Vec::new();
-        for (node_id, node) in &mut self.nodes {
-            let from = node.status();
-            let silent = !node.live.offline
-                && node
-                    .lease_left(now.mono, self.settings.node_timeout_ms, self.grace_until)
-                    .is_none();
-            if silent {
-                node.live.offline = true;
-                moved.push(Moved {
-                    node_id: node_id.clone(),
-                    from,
-                    to: node.status(),
-                });
-            }
+    /// Takes what the readers of an agentless node say of its engines while none of them answers: its pools, and nothing
+    /// that would renew its lease.
+    ///
+    /// # Errors
+    /// `UnknownNode` for one that is not registered.
+    pub fn report(&mut self, node_id: &NodeId, pools: Vec<PoolStatus>) -> Result<Beat, Refusal> {
+        match self.nodes.get_mut(node_id) {
+            Some(node) if !node.record.departed => Ok(node.report(pools)),
+            _ => Err(Refusal::UnknownNode {
+                node_id: node_id.clone(),
+            }),
         }
-        moved.sort_by(|a, b| a.node_id.cmp(&b.node_id));
-        moved
     }
 
-    /// When the next lease ends if nobody is heard until then.
+    /// Draining nodes on which what still runs is to be ended now.
     #[must_use]
-    pub fn next_expiry(&self, now: Now) -> Option<Mono> {
+    pub fn over(&self, now: Now) -> Vec<NodeId> {
         self.nodes
-            .values()
-            .filter(|node| !node.live.offline)
-            .map(|node| {
-                let left =
-                    node.lease_left(now.mono, self.settings.node_timeout_ms, self.grace_until);
-                now.mono.plus(left.unwrap_or(0))
+            .iter()
+            .filter(|(_, node)| {
+                node.drain
+                    .as_ref()
+                    .is_some_and(|drain| drain.is_over(now.mono))
             })
-            .min()
+            .map(|(node_id, _)| node_id.clone())
+            .collect()
     }
 
-    /// This process was stopped for `gap_ms` (a suspended laptop, a debugger): nobody could have been heard meanwhile,
-    /// so every lease moves by the gap.
-    pub fn paused(&mut self, now: Now, gap_ms: Millis) {
-        self.grace_until = self.grace_until.plus(gap_ms);
-        for node in self.nodes.values_mut() {
-            if let Some(heard) = node.live.heard {
-                node.live.heard = Some(heard.plus(gap_ms).min(now.mono));
-            }
+    /// So many requests that ran on a draining node were ended.
+    pub fn cut(&mut self, node_id: &NodeId, count: u32) {
+        if let Some(drain) = self
+            .nodes
+            .get_mut(node_id)
+            .and_then(|node| node.drain.as_mut())
+        {
+            drain.on_cut(count);
         }
     }
 
@@ -406,5 +421,7 @@ fn refuse_superseded(
     }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

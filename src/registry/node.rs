@@ -9,13 +9,16 @@ use crate::types::{
     NodeStatus, NodeView, Now, PoolStatus, PoolStatusView, RegisterRequest, UnixMs,
 };
 
-use super::{Beat, Drain, Restored};
+use super::{Beat, Drain, PoolMoved, Restored};
 
 /// A registration, as it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The machine that registered.
     pub machine_id: String,
+    /// Announced by somebody who is not the machine.
+    #[serde(default)]
+    pub announced: bool,
     /// Where its agent listens.
     pub address: Option<HttpUrl>,
     /// Pool names as registered.
@@ -43,6 +46,7 @@ impl Record {
     pub fn from_request(request: &RegisterRequest, registered_at_ms: UnixMs) -> Self {
         Self {
             machine_id: request.machine().to_owned(),
+            announced: request.announced,
             address: request.address.clone(),
             pools: request.pools.clone(),
             capabilities: request.capabilities.clone(),
@@ -76,6 +80,8 @@ pub struct Liveness {
     pub beaten: bool,
     /// Whether it was found silent and not heard since.
     pub offline: bool,
+    /// Kept from going Offline by mass silence.
+    pub held: bool,
     /// Highest heartbeat number of the current instance.
     pub seq: Option<u64>,
     /// As last reported.
@@ -97,6 +103,7 @@ impl Liveness {
         self.heard = Some(now.mono);
         self.last_heartbeat_ms = now.wall;
         self.offline = false;
+        self.held = false;
     }
 }
 
@@ -116,13 +123,13 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn restored(restored: Restored) -> Self {
+    pub(super) fn restored(now: Mono, restored: Restored) -> Self {
         let last_heartbeat_ms = restored.record.registered_at_ms;
         let offline = restored.offline || restored.record.departed;
         Self {
             former: Vec::new(),
             record: restored.record,
-            drain: restored.drain,
+            drain: restored.drain.map(|drain| drain.resumed(now)),
             live: Liveness {
                 beaten: restored.beaten,
                 offline,
@@ -179,7 +186,7 @@ impl Node {
         {
             return Beat::default();
         }
-        let from = self.status();
+        let (from, seen_before) = (self.status(), self.observed());
         let durable_before = (self.live.beaten, self.live.offline);
         let suspect_before = self.suspect();
         self.live.touch(now);
@@ -189,7 +196,16 @@ impl Node {
         if let Some(drain) = &mut self.drain {
             drain.on_beat(request.drain_ack.as_ref());
         }
-        let pools = request.pools;
+        let mut beat = self.report(request.pools);
+        beat.liveness_changed = durable_before != (self.live.beaten, self.live.offline);
+        beat.was = (seen_before != self.observed()).then_some(from);
+        beat.trusted_again = suspect_before && !self.suspect();
+        beat.routes_changed |= beat.was.is_some() || beat.trusted_again;
+        beat
+    }
+
+    /// Takes a new list of pools.
+    pub(super) fn report(&mut self, pools: Vec<PoolStatus>) -> Beat {
         let mut beat = Beat {
             counted: true,
             ..Beat::default()
@@ -200,15 +216,19 @@ impl Node {
                 .iter()
                 .zip(&pools)
                 .any(|(old, new)| !old.same_descriptor(new));
-        beat.liveness_changed = durable_before != (self.live.beaten, self.live.offline);
-        beat.was = (from != self.status()).then_some(from);
         beat.routes_changed = beat.descriptors_changed
-            || beat.was.is_some()
-            || suspect_before != self.suspect()
+            || !self.former.is_empty()
             || self.pools.iter().zip(&pools).any(|(old, new)| {
                 (old.ready, old.draining, old.state) != (new.ready, new.draining, new.state)
             });
-        beat.routes_changed |= !self.former.is_empty();
+        if beat.routes_changed {
+            let before = if self.pools.is_empty() {
+                &self.former
+            } else {
+                &self.pools
+            };
+            beat.pools = moved(before, &pools);
+        }
         self.former.clear();
         self.pools = pools;
         beat
@@ -232,6 +252,16 @@ impl Node {
     /// The one word: the first that holds.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
+        match self.observed() {
+            seen @ (NodeStatus::Offline | NodeStatus::Failed) => seen,
+            _ if self.drain.is_some() => NodeStatus::Draining,
+            seen => seen,
+        }
+    }
+
+    /// The word without regard to what was asked of it.
+    #[must_use]
+    pub fn observed(&self) -> NodeStatus {
         let failed = self
             .live
             .health
@@ -241,8 +271,6 @@ impl Node {
             NodeStatus::Offline
         } else if failed {
             NodeStatus::Failed
-        } else if self.drain.is_some() {
-            NodeStatus::Draining
         } else if self.live.beaten {
             NodeStatus::Online
         } else {
@@ -256,10 +284,33 @@ impl Node {
         !self.record.departed && self.status() == NodeStatus::Online
     }
 
-    /// Routable only when nothing better is left: alive before this process began and not heard since.
+    /// Heard by a heartbeat within the timeout, whatever the word. One unheard in this life of the process counts as
+    /// heard for as long as it keeps its word.
+    #[must_use]
+    pub fn online(&self, now: Mono, timeout_ms: Millis) -> bool {
+        let heard = self.live.heard;
+        self.live.beaten
+            && !self.live.offline
+            && heard.is_none_or(|heard| now.since(heard) <= timeout_ms)
+    }
+
+    /// Routable only when nothing better is left: alive before this process began and not heard since, or kept by a
+    /// hold.
     #[must_use]
     pub fn suspect(&self) -> bool {
-        self.live.heard.is_none() && !self.live.offline
+        !self.live.offline && (self.live.held || self.live.heard.is_none())
+    }
+
+    /// Whether the engines are to be read by the control plane itself.
+    #[must_use]
+    pub fn is_agentless(&self) -> bool {
+        !self.record.engines.is_empty() && !self.record.departed
+    }
+
+    /// A node that was announced, and that nobody has spoken for: the first machine that comes is it.
+    #[must_use]
+    pub fn is_announcement(&self) -> bool {
+        !self.record.departed && self.record.announced && !self.live.beaten
     }
 
     /// Whether a pool is behind this node's own agent, so that it may be shown the token.
@@ -289,6 +340,7 @@ impl Node {
     pub fn view(
         &self,
         now: Now,
+        timeout_ms: Millis,
         node_id: &NodeId,
         running: impl Fn(&PoolStatus) -> u32,
     ) -> NodeView {
@@ -318,7 +370,7 @@ impl Node {
             registered_at_ms: record.registered_at_ms,
             last_heartbeat_ms: self.live.last_heartbeat_ms,
             version: record.version.clone(),
-            online: self.live.beaten && !self.live.offline,
+            online: self.online(now.mono, timeout_ms),
             schedulable: self.schedulable(),
             suspect: self.suspect(),
             last_heartbeat_age_ms: self.live.heard.map(|heard| now.mono.since(heard)),
@@ -326,7 +378,42 @@ impl Node {
             instance_id: record.instance_id.clone(),
             health: self.live.health.clone(),
             pool_status,
-            drain: self.drain.as_ref().map(|drain| drain.view(in_flight)),
+            drain: self
+                .drain
+                .as_ref()
+                .map(|drain| drain.view(now.mono, in_flight)),
         }
     }
+}
+
+/// The pools that came, went or changed their state between two lists.
+fn moved(before: &[PoolStatus], now: &[PoolStatus]) -> Vec<PoolMoved> {
+    let find = |pools: &[PoolStatus], pool: &PoolStatus| {
+        pools
+            .iter()
+            .find(|other| other.pool_id == pool.pool_id)
+            .map(|other| other.state)
+    };
+    let mut moved: Vec<PoolMoved> = now
+        .iter()
+        .map(|pool| PoolMoved {
+            pool_id: pool.pool_id.clone(),
+            from: find(before, pool),
+            to: Some(pool.state),
+            detail: pool.detail.clone(),
+        })
+        .filter(|moved| moved.from != moved.to)
+        .collect();
+    moved.extend(
+        before
+            .iter()
+            .filter(|pool| find(now, pool).is_none())
+            .map(|pool| PoolMoved {
+                pool_id: pool.pool_id.clone(),
+                from: Some(pool.state),
+                to: None,
+                detail: None,
+            }),
+    );
+    moved
 }

@@ -6,6 +6,11 @@ use crate::types::{
 const SETTINGS: Settings = Settings {
     node_timeout_ms: 30_000,
     restart_grace_ms: 30_000,
+    hold: HoldSettings {
+        min: 5,
+        percent: 30,
+        max_ms: 600_000,
+    },
 };
 
 fn at(ms: u64) -> Now {
@@ -97,7 +102,7 @@ impl Fleet {
 
     fn view(&self, now: Now, node: &str) -> NodeView {
         let known = self.0.node(&id(node)).expect("known");
-        known.view(now, &id(node), |_| 0)
+        known.view(now, SETTINGS.node_timeout_ms, &id(node), |_| 0)
     }
 }
 
@@ -124,10 +129,10 @@ fn silence_longer_than_the_timeout_is_offline_and_a_heartbeat_ends_it_at_once() 
     f.beat(at(1_000), "n1");
     assert_eq!(f.0.next_expiry(at(1_000)), Some(Mono(30_000)));
     assert!(
-        f.0.expire(at(30_000)).is_empty(),
+        f.0.expire(at(30_000)).moved.is_empty(),
         "at the timeout it is not longer than the timeout"
     );
-    let moved = f.0.expire(at(30_001));
+    let moved = f.0.expire(at(30_001)).moved;
     assert_eq!(
         moved.len(),
         1,
@@ -137,9 +142,9 @@ fn silence_longer_than_the_timeout_is_offline_and_a_heartbeat_ends_it_at_once() 
         (moved[0].node_id.as_str(), moved[0].from),
         ("never-beats", NodeStatus::Registering)
     );
-    assert_eq!(f.0.expire(at(31_001)).len(), 1);
+    assert_eq!(f.0.expire(at(31_001)).moved.len(), 1);
     assert_eq!(f.word("n1"), NodeStatus::Offline);
-    assert!(f.0.expire(at(90_000)).is_empty(), "it is said once");
+    assert!(f.0.expire(at(90_000)).moved.is_empty(), "it is said once");
     assert_eq!(f.beat(at(100_000), "n1").was, Some(NodeStatus::Offline));
     assert_eq!(f.word("n1"), NodeStatus::Online);
 }
@@ -354,7 +359,7 @@ fn after_a_restart_nodes_keep_their_word_and_are_suspect_until_heard_or_until_th
         "no longer suspect"
     );
     assert!(!f.view(at(2_000), "was-online").suspect);
-    let moved = f.0.expire(at(31_001));
+    let moved = f.0.expire(at(31_001)).moved;
     assert_eq!(
         moved.iter().map(|m| m.node_id.as_str()).collect::<Vec<_>>(),
         ["quiet"]
@@ -367,8 +372,8 @@ fn a_pause_of_this_process_is_not_the_fleets_silence() {
     f.register(at(0), "n1");
     f.beat(at(10_000), "n1");
     f.0.paused(at(100_000), 85_000);
-    assert!(f.0.expire(at(100_000)).is_empty());
-    assert_eq!(f.0.expire(at(125_001)).len(), 1);
+    assert!(f.0.expire(at(100_000)).moved.is_empty());
+    assert_eq!(f.0.expire(at(125_001)).moved.len(), 1);
 }
 
 #[test]

@@ -9,10 +9,12 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::tls;
 use crate::types::Origin;
 
 use super::Peer;
@@ -21,6 +23,7 @@ use super::Peer;
 pub(super) struct Lease {
     open: Option<Open>,
     authority: String,
+    https: bool,
     peer: Peer,
 }
 
@@ -41,8 +44,25 @@ struct Idle {
     until: Instant,
 }
 
+/// Idle connections by authority; those with TLS are not those without.
+#[derive(Default)]
+struct Kept {
+    plain: HashMap<String, Vec<Idle>>,
+    tls: HashMap<String, Vec<Idle>>,
+}
+
+impl Kept {
+    fn of(&mut self, https: bool) -> &mut HashMap<String, Vec<Idle>> {
+        if https {
+            &mut self.tls
+        } else {
+            &mut self.plain
+        }
+    }
+}
+
 thread_local! {
-    static IDLE: RefCell<HashMap<String, Vec<Idle>>> = RefCell::default();
+    static IDLE: RefCell<Kept> = RefCell::default();
 }
 
 impl Lease {
@@ -63,7 +83,8 @@ impl Lease {
         let authority = std::mem::take(&mut self.authority);
         let until = Instant::now() + self.peer.idle();
         IDLE.with_borrow_mut(|idle| {
-            idle.entry(authority)
+            idle.of(self.https)
+                .entry(authority)
                 .or_default()
                 .push(Idle { open, until })
         });
@@ -74,12 +95,13 @@ impl Lease {
 pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
     let now = Instant::now();
     IDLE.with_borrow_mut(|idle| {
-        let kept = idle.get_mut(&origin.authority)?;
+        let kept = idle.of(origin.https).get_mut(&origin.authority)?;
         while let Some(Idle { open, until }) = kept.pop() {
             if now < until && open.sender.is_ready() {
                 return Some(Lease {
                     open: Some(open),
                     authority: origin.authority.clone(),
+                    https: origin.https,
                     peer,
                 });
             }
@@ -90,40 +112,48 @@ pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
 
 /// Closes what is kept of an upstream.
 pub(super) fn forget(origin: &Origin) {
-    IDLE.with_borrow_mut(|idle| drop(idle.remove(&origin.authority)));
+    IDLE.with_borrow_mut(|idle| drop(idle.of(origin.https).remove(&origin.authority)));
 }
 
 /// Closes what was idle for too long, at every upstream: where nobody asks any more, nobody else would.
 fn sweep() {
     let now = Instant::now();
     IDLE.with_borrow_mut(|idle| {
-        idle.retain(|_, kept| {
-            kept.retain(|idle| now < idle.until && !idle.open.sender.is_closed());
-            !kept.is_empty()
-        });
+        for idle in [&mut idle.plain, &mut idle.tls] {
+            idle.retain(|_, kept| {
+                kept.retain(|idle| now < idle.until && !idle.open.sender.is_closed());
+                !kept.is_empty()
+            });
+        }
     });
 }
 
 /// A new connection.
 pub(super) async fn dial(origin: &Origin, peer: Peer) -> io::Result<Lease> {
-    if origin.https {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this version dials upstreams by http only",
-        ));
-    }
     sweep();
     let stream = TcpStream::connect((origin.host.as_str(), origin.port)).await?;
     stream.set_nodelay(true)?;
+    let open = if origin.https {
+        open(tls::connect(origin, stream).await?).await?
+    } else {
+        open(stream).await?
+    };
+    Ok(Lease {
+        open: Some(open),
+        authority: origin.authority.clone(),
+        https: origin.https,
+        peer,
+    })
+}
+
+async fn open<IO>(stream: IO) -> io::Result<Open>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
     // What goes wrong with the connection is seen by the exchange that uses it.
     let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-    let open = Open { sender, driver };
-    Ok(Lease {
-        open: Some(open),
-        authority: origin.authority.clone(),
-        peer,
-    })
+    Ok(Open { sender, driver })
 }

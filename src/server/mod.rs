@@ -5,7 +5,7 @@
 //! off within the grace. Called by `commands::serve`.
 
 mod face;
-mod home;
+mod probing;
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,16 +18,18 @@ use tracing::{error, info, warn};
 
 use crate::admission::{self, Admission};
 use crate::api::{Api, Profile, Readiness};
-use crate::auth::Guard;
 use crate::clock::Clock;
 use crate::control::{self, Control};
-use crate::engines::Engine;
-use crate::gateway::{Gateway, Peer};
-use crate::listen::{self, Workers};
+use crate::engines::{self, Engine};
+use crate::gateway::Gateway;
+use crate::listen::{self, Pulse, Workers};
+use crate::secrets::Secrets;
+use crate::service;
 use crate::store::{MemoryStore, SqliteStore, Store, StoreError};
-use crate::types::VERSION;
+use crate::types::{NodeId, VERSION};
 
 use face::Face;
+use probing::Probing;
 
 /// What the process is for, and what that takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +53,8 @@ pub struct Settings {
     pub setup: Setup,
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Who is let in.
-    pub guard: Guard,
+    /// Connections at one time.
+    pub max_connections: usize,
     /// Periods of the control plane.
     pub control: control::Settings,
     /// Periods and bounds of the queues.
@@ -86,11 +88,11 @@ pub enum ServeError {
     System(#[source] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT, then lets what runs finish.
+/// Serves until SIGTERM or SIGINT, then lets what runs finish. `secrets` say who is let in, and what is shown to them.
 ///
 /// # Errors
 /// Why it did not start.
-pub async fn run(settings: Settings) -> Result<(), ServeError> {
+pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError> {
     let address = settings.listen;
     let listener = listen::bind(address).map_err(|source| ServeError::Bind { address, source })?;
     let address = listener.local_addr().map_err(ServeError::System)?;
@@ -100,18 +102,11 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     // signal that would be it is heard and passed over, here and after the stream of it is gone.
     let _too_large =
         signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map_err(ServeError::System)?;
+    let hangup = signal(SignalKind::hangup()).map_err(ServeError::System)?;
 
-    let (profile, peer, store): (Profile, Peer, Box<dyn Store>) = match &settings.setup {
-        Setup::Home { .. } => (
-            Profile::Home,
-            Peer::Engine,
-            Box::new(MemoryStore::default()),
-        ),
-        Setup::Cloud { state_dir } => (
-            Profile::Cloud,
-            Peer::Agent,
-            Box::new(SqliteStore::open(state_dir)?),
-        ),
+    let (profile, store): (Profile, Box<dyn Store>) = match &settings.setup {
+        Setup::Home { .. } => (Profile::Home, Box::new(MemoryStore::default())),
+        Setup::Cloud { state_dir } => (Profile::Cloud, Box::new(SqliteStore::open(state_dir)?)),
     };
     let clock = Clock::new();
     let admission = Admission::new(clock, settings.admission);
@@ -119,34 +114,56 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let driver = tokio::spawn(Arc::clone(&admission).drive());
     let reaper = tokio::spawn(Arc::clone(&control).reap());
 
+    let guard = secrets.guard();
+    let door = listen::Settings {
+        tls: secrets.acceptor(),
+        max_connections: settings.max_connections,
+    };
     let readiness = Arc::new(Readiness::default());
     let api = Api {
         control: Arc::clone(&control),
         profile,
         readiness: Arc::clone(&readiness),
-        guard: settings.guard.clone(),
+        guard: guard.clone(),
     };
-    let gateway = Gateway::new(clock, Arc::clone(&admission), settings.guard, peer);
+    let gateway = Gateway::new(clock, Arc::clone(&admission), guard);
     let face = Face::new(api.router(), gateway);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let workers =
-        Workers::spawn("orchd-serve", &listener, threads, &face).map_err(ServeError::System)?;
+    let workers = Workers::spawn("orchd-serve", &listener, threads, &door, &face)
+        .map_err(ServeError::System)?;
     drop(listener);
+    let probing = Probing {
+        control: Arc::clone(&control),
+        admission: Arc::clone(&admission),
+        clock,
+        // Contract §1.1: at least every third of the timeout.
+        at_least: engines::IDLE.min(Duration::from_millis(settings.control.node_timeout_ms / 3)),
+    };
+    let probing = tokio::spawn(probing.run());
     if let Setup::Home { engines } = settings.setup {
-        home::watch(&control, &admission, clock, engines).await;
+        probing::home(&control, engines).await;
     }
     readiness.set(true);
     info!(
         version = VERSION,
         profile = profile.as_str(),
-        "listening on http://{address}"
+        "listening on {}://{address}",
+        door.scheme()
     );
+    let secrets = tokio::spawn(secrets.watch(hangup));
+    service::ready();
+    let pulse = workers.pulse();
+    let watchdog = tokio::spawn(service::watchdog({
+        let admission = Arc::clone(&admission);
+        async move || is_alive(&pulse, &admission).await
+    }));
 
     // Without any of these three the process would look alive and be wrong.
     let failed = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         _ = driver => Some("the driver of the queues"),
+        _ = probing => Some("the reader of engines"),
         _ = reaper => Some("the reaper of silent nodes"),
         () = control.lane_ended() => Some("the lane that writes the store"),
     };
@@ -162,15 +179,27 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         "stopping: running requests may finish; another signal ends them"
     );
     readiness.set(false);
+    secrets.abort();
+    service::stopping();
     admission.close();
+    control.close_events();
     let stop = tokio::task::spawn_blocking(move || workers.stop(settings.shutdown_grace));
     tokio::select! {
         _ = stop => {}
         _ = terminate.recv() => warn!("a second signal: ending at once"),
         _ = interrupt.recv() => warn!("a second signal: ending at once"),
     }
+    watchdog.abort();
     // The lane blocks on the disk; nothing else is left to run meanwhile.
     control.stop();
     info!("stopped");
     Ok(())
+}
+
+/// Whether every serving thread answers, and the scheduling they share can be had.
+async fn is_alive(pulse: &Pulse, admission: &Arc<Admission>) -> bool {
+    let admission = Arc::clone(admission);
+    // On a thread of its own: a lock that is never given back must not stop the one who finds out.
+    let locks = tokio::task::spawn_blocking(move || admission.running(&NodeId::local()));
+    pulse.felt().await && locks.await.is_ok()
 }

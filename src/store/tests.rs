@@ -1,7 +1,7 @@
 //! One suite for every store.
 
 use super::*;
-use crate::types::{DrainRequest, PoolId, RegisterRequest, UnixMs};
+use crate::types::{DrainRequest, Now, PoolId, RegisterRequest, UnixMs};
 
 fn id(text: &str) -> NodeId {
     NodeId::new(text).expect("good")
@@ -21,7 +21,11 @@ fn drain() -> Drain {
         reason: Some("new kernel".into()),
         ..DrainRequest::default()
     };
-    Drain::asked(UnixMs(9), "m1".into(), &request, "d1", 3)
+    let now = Now {
+        mono: crate::types::Mono(0),
+        wall: UnixMs(9),
+    };
+    Drain::asked(now, "m1".into(), &request, "d1", 3)
 }
 
 fn observed() -> Observed {

@@ -1,15 +1,18 @@
 //! What a refusal under `/v2` says.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Every reason for which the control API refuses. The word is the contract; the status beside it is its only one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
     /// The body or a parameter does not parse or fit.
     InvalidRequest,
     /// It takes a token, and brought none or another one.
     Unauthorized,
+    /// It brought a client's token, which opens `/v1` only.
+    Forbidden,
     /// No route of this name.
     NotFound,
     /// A node id of which nothing is known.
@@ -41,6 +44,7 @@ impl ErrorCode {
         match self {
             Self::InvalidRequest => 400,
             Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::NotFound | Self::NodeNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::NodeIdConflict | Self::Superseded => 409,
@@ -63,7 +67,7 @@ impl ErrorCode {
 
 /// The body of every refusal under `/v2`. `success`, `node_id` and `next_heartbeat_ms` appear where the original
 /// system's bodies had them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// The reason, as a word.
     pub code: ErrorCode,

@@ -1,11 +1,12 @@
 //! What happens to the fleet, as `GET /v2/events` tells it.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{NodeId, PoolId, UnixMs};
 
 /// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum EventKind {
     /// A node appeared, or another agent process or machine took its name.
     #[serde(rename = "node.registered")]
@@ -83,7 +84,7 @@ impl EventKind {
 }
 
 /// One event: the `data` of its SSE frame. The frame's `id` is `<store epoch>-<seq>`, its `event` is the kind's word.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// When, for people.
     pub at_ms: UnixMs,

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Longest node or pool id, in bytes.
-const MAX_ID_BYTES: usize = 128;
+pub(super) const MAX_ID_BYTES: usize = 128;
 /// Longest model id, in bytes.
-const MAX_MODEL_BYTES: usize = 512;
+pub(super) const MAX_MODEL_BYTES: usize = 512;
 /// Node ids nobody may register: `local` is the implicit node of the HOME profile, `register` a path of the API.
 pub const RESERVED_NODE_IDS: [&str; 2] = [super::LOCAL_NODE, "register"];
 

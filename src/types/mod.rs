@@ -5,17 +5,20 @@
 //! already passed its validation. Called by everybody.
 
 mod code;
+mod engines;
 mod event;
 mod ids;
 mod model;
 mod node;
 mod object;
 mod pool;
+mod schema;
 mod time;
 mod url;
 mod wire;
 
 pub use code::{ErrorBody, ErrorCode};
+pub use engines::{EngineClash, name_engines};
 pub use event::{Event, EventKind, RESYNC};
 pub use ids::{IdError, NodeId, PoolId, RESERVED_NODE_IDS, check_model_id};
 pub use model::listed_model_id;
@@ -26,8 +29,8 @@ pub use time::{Millis, Mono, Now, UnixMs, millis, parse_duration};
 pub use url::{HttpUrl, Origin, UrlError};
 pub use wire::{
     Availability, AvailableModel, Capabilities, DrainAck, DrainOrder, DrainRequest, EngineRef,
-    FleetHold, Gpu, Health, HealthReason, HealthStatus, HeartbeatReply, HeartbeatRequest, NodeList,
-    PoolList, PoolView, RegisterReply, RegisterRequest, Version,
+    FleetHold, Gpu, Health, HealthReason, HealthStatus, HeartbeatReply, HeartbeatRequest, MAX_GPUS,
+    MAX_LABELS, MAX_POOLS, NodeList, PoolList, PoolView, RegisterReply, RegisterRequest, Version,
 };
 
 /// Name of the implicit node that carries the engines of the HOME profile.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Capabilities, Health, HttpUrl, Millis, NodeId, PoolStatus, UnixMs};
 
 /// The one word for a node; the first that holds, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub enum NodeStatus {
     /// Silent longer than the timeout. Never terminal: a heartbeat ends it.
     Offline,
@@ -45,7 +46,7 @@ impl NodeStatus {
 }
 
 /// How far a drain has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DrainState {
     /// No new requests; some still run, or nobody has confirmed that none does.
@@ -55,7 +56,7 @@ pub enum DrainState {
 }
 
 /// A drain as the API shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DrainView {
     /// Tells this drain from an earlier one of the same node.
     pub id: String,
@@ -68,6 +69,7 @@ pub struct DrainView {
     /// When it was asked for.
     pub started_at_ms: UnixMs,
     /// What is left until running requests are ended; null without a deadline and once drained.
+    #[schema(value_type = Option<u64>)]
     pub remaining_ms: Option<Millis>,
     /// Requests the control plane still has there.
     pub in_flight: u32,
@@ -80,7 +82,7 @@ pub struct DrainView {
 }
 
 /// One pool of a node: what was last reported, and the control plane's own count.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PoolStatusView {
     /// As reported.
     #[serde(flatten)]
@@ -90,7 +92,7 @@ pub struct PoolStatusView {
 }
 
 /// A node as the API shows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeView {
     /// Its name.
     pub node_id: NodeId,
@@ -117,6 +119,7 @@ pub struct NodeView {
     /// Routable only when nothing better is left.
     pub suspect: bool,
     /// Monotonic; null when it was last heard in an earlier life of the server.
+    #[schema(value_type = Option<u64>)]
     pub last_heartbeat_age_ms: Option<Millis>,
     /// As registered.
     pub labels: BTreeMap<String, String>,

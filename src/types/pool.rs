@@ -1,6 +1,7 @@
 //! Pools: engines as the control plane schedules them.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{HttpUrl, Mono, PoolId};
 
@@ -60,7 +61,7 @@ impl EngineKind {
 }
 
 /// One pool in a heartbeat. The first seven fields are the original system's, the others may be absent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PoolStatus {
     /// Its name within the node.
     pub pool_id: PoolId,
@@ -89,6 +90,7 @@ pub struct PoolStatus {
     pub state: PoolState,
     /// Model ids it serves.
     #[serde(default)]
+    #[schema(schema_with = super::schema::model_ids)]
     pub models_available: Vec<String>,
     /// The engine's build.
     #[serde(default, skip_serializing_if = "Option::is_none")]

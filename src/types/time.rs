@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A length of time in whole milliseconds.
 pub type Millis = u64;
@@ -32,7 +33,9 @@ impl Mono {
 }
 
 /// Milliseconds since 1970-01-01 UTC. For people to read; nothing is decided from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema, Default,
+)]
 #[serde(transparent)]
 pub struct UnixMs(pub u64);
 

@@ -3,23 +3,32 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::object;
 use super::{HttpUrl, Millis, NodeId, NodeStatus, NodeView, PoolId, PoolState, PoolStatus};
 
+/// Most pools of a node, in a registration and in a heartbeat (contract §1.1).
+pub const MAX_POOLS: usize = 1_024;
+/// Most GPUs of a node.
+pub const MAX_GPUS: usize = 64;
+/// Most labels of a node.
+pub const MAX_LABELS: usize = 64;
+
 /// `POST /v2/nodes/register`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RegisterRequest {
     /// The name it asks for.
     pub node_id: NodeId,
     /// The machine; without it the node id stands for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_id: Option<String>,
-    /// Where its agent listens.
+    /// Where its agent listens. Only an agentless node, one with `engines`, may leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<HttpUrl>,
     /// Names of its pools.
     #[serde(default)]
+    #[schema(max_items = 1024)]
     pub pools: Vec<String>,
     /// What the machine has.
     #[serde(default, deserialize_with = "object::one")]
@@ -29,16 +38,22 @@ pub struct RegisterRequest {
     pub version: Option<String>,
     /// For people and selectors.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = super::schema::labels)]
     pub labels: BTreeMap<String, String>,
     /// Random per agent process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
+    /// Sent by somebody who is not the machine, ahead of its agent: the first machine that registers under this name is
+    /// it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub announced: bool,
     /// Engines of an agentless node.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "object::list"
     )]
+    #[schema(max_items = 1024)]
     pub engines: Vec<EngineRef>,
 }
 
@@ -51,7 +66,7 @@ impl RegisterRequest {
 }
 
 /// An engine the control plane is to probe itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EngineRef {
     /// Its pool name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,10 +76,11 @@ pub struct EngineRef {
 }
 
 /// What a machine has.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema, Default)]
 pub struct Capabilities {
     /// Its GPUs.
     #[serde(default, deserialize_with = "object::list")]
+    #[schema(max_items = 64)]
     pub gpus: Vec<Gpu>,
     /// Logical processors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,7 +91,7 @@ pub struct Capabilities {
 }
 
 /// One GPU. Every value but its index may be absent: cards lack some.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema, Default)]
 pub struct Gpu {
     /// NVML's index.
     #[serde(default)]
@@ -98,7 +114,7 @@ pub struct Gpu {
 }
 
 /// `POST /v2/nodes/register`, 200.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RegisterReply {
     /// Always true.
     pub success: bool,
@@ -107,21 +123,24 @@ pub struct RegisterReply {
     /// The name it has now.
     pub node_id: NodeId,
     /// How often to send a heartbeat.
+    #[schema(value_type = u64)]
     pub heartbeat_interval_ms: Millis,
     /// After how long a silence it counts as Offline.
+    #[schema(value_type = u64)]
     pub node_timeout_ms: Millis,
     /// Whether the registration is on disk.
     pub durable: bool,
 }
 
 /// `POST /v2/nodes/{id}/heartbeat`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatRequest {
     /// ISO 8601, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
     /// Replaces the node's pool status.
     #[serde(deserialize_with = "object::list")]
+    #[schema(max_items = 1024)]
     pub pools: Vec<PoolStatus>,
     /// The agent process that speaks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -146,7 +165,7 @@ pub struct HeartbeatRequest {
 }
 
 /// How a machine is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
     /// In one word.
     pub status: HealthStatus,
@@ -156,7 +175,7 @@ pub struct Health {
 }
 
 /// One word for a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthStatus {
     /// All as it should be.
@@ -168,7 +187,7 @@ pub enum HealthStatus {
 }
 
 /// One reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HealthReason {
     /// `UPPER_SNAKE`.
     pub code: String,
@@ -177,7 +196,7 @@ pub struct HealthReason {
 }
 
 /// An agent's word on a drain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DrainAck {
     /// Which drain.
     pub id: String,
@@ -186,13 +205,15 @@ pub struct DrainAck {
 }
 
 /// `POST /v2/nodes/{id}/heartbeat`, 200.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatReply {
     /// Always true.
     pub success: bool,
     /// The interval in force.
+    #[schema(value_type = u64)]
     pub next_heartbeat_ms: Millis,
     /// After how long a silence it counts as Offline.
+    #[schema(value_type = u64)]
     pub node_timeout_ms: Millis,
     /// Its word now.
     pub status: NodeStatus,
@@ -201,24 +222,26 @@ pub struct HeartbeatReply {
 }
 
 /// A drain as an agent is told of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DrainOrder {
     /// Which drain.
     pub id: String,
     /// What is left until running requests are ended.
+    #[schema(value_type = Option<u64>)]
     pub remaining_ms: Option<Millis>,
     /// Whether they are ended now.
     pub force: bool,
 }
 
 /// `POST /v2/nodes/{id}/drain`. Every field is optional, an empty body is fine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
 pub struct DrainRequest {
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// When to end what still runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
     pub deadline_ms: Option<Millis>,
     /// End what runs at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -229,7 +252,7 @@ pub struct DrainRequest {
 }
 
 /// `GET /v2/nodes`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeList {
     /// Sorted by name.
     pub nodes: Vec<NodeView>,
@@ -245,18 +268,20 @@ pub struct NodeList {
 }
 
 /// Mass silence: so many nodes fell silent at once that the fault is more likely on this side.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FleetHold {
     /// How long it has lasted.
+    #[schema(value_type = u64)]
     pub since_ms: Millis,
     /// How many nodes it keeps.
     pub nodes: usize,
     /// When it ends at the latest.
+    #[schema(value_type = u64)]
     pub ends_in_ms: Millis,
 }
 
 /// `GET /v2/pools`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PoolList {
     /// Sorted by node, then by name.
     pub pools: Vec<PoolView>,
@@ -265,7 +290,7 @@ pub struct PoolList {
 }
 
 /// A pool as the gateway sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PoolView {
     /// Its node; `local` in the HOME profile.
     pub node_id: String,
@@ -276,6 +301,7 @@ pub struct PoolView {
     /// The engine's build.
     pub engine_version: Option<String>,
     /// Model ids it serves.
+    #[schema(schema_with = super::schema::model_ids)]
     pub models: Vec<String>,
     /// What the engine is doing.
     pub state: PoolState,
@@ -304,14 +330,14 @@ pub struct PoolView {
 }
 
 /// `GET /v2/catalog/availability`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Availability {
     /// Sorted by model.
     pub models: Vec<AvailableModel>,
 }
 
 /// Where a model can be had.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AvailableModel {
     /// Its id.
     pub model_id: String,
@@ -324,7 +350,7 @@ pub struct AvailableModel {
 }
 
 /// `GET /v2/meta/version`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Version {
     /// Of the package.
     pub version: String,

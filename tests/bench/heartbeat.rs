@@ -48,6 +48,8 @@ fn main() {
         clock,
         admission::Settings {
             queue_capacity: 1_024,
+            policy: admission::Policy::Reject,
+            queue_bytes: 1 << 28,
             queue_timeout_ms: 300_000,
             no_pool_wait_ms: 5_000,
             sample_ttl_ms: 20_000,
@@ -58,6 +60,11 @@ fn main() {
         heartbeat_interval_ms: 10_000,
         stale_check_interval_ms: 10_000,
         restart_grace_ms: 30_000,
+        hold: control::HoldSettings {
+            min: 5,
+            percent: 30,
+            max_ms: 600_000,
+        },
     };
     let store = Box::new(MemoryStore::default());
     let control =

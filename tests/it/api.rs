@@ -1033,24 +1033,9 @@ fn a_drain_is_acknowledged_with_the_node_and_ended_by_undrain() {
 }
 
 #[test]
-fn a_drain_that_this_version_cannot_carry_out_is_refused() {
+fn a_drain_whose_body_does_not_fit_is_refused() {
     let fleet = fleet();
     fleet.register(&registration("n", &json!({})));
-    for body in [
-        r#"{"deadline_ms":1000}"#,
-        r#"{"deadline_ms":0}"#,
-        r#"{"force":true}"#,
-        r#"{"deadline_ms":1000,"force":true,"reason":"x"}"#,
-    ] {
-        let response = fleet.ask("POST", "/v2/nodes/n/drain", body);
-        let body = refusal(response, 400, "INVALID_REQUEST");
-        contains(&body, &["deadline_ms", "force"]);
-        assert_eq!(
-            fleet.node("n")["drain"],
-            Value::Null,
-            "nothing half-applied"
-        );
-    }
     for body in [
         "1",
         r#"{"reason":1}"#,
@@ -1060,6 +1045,11 @@ fn a_drain_that_this_version_cannot_carry_out_is_refused() {
     ] {
         let response = fleet.ask("POST", "/v2/nodes/n/drain", body);
         refusal(response, 400, "INVALID_REQUEST");
+        assert_eq!(
+            fleet.node("n")["drain"],
+            Value::Null,
+            "nothing half-applied"
+        );
     }
 }
 

@@ -31,6 +31,7 @@ async fn the_client_gathers_all_pages_of_the_list() {
     ]);
     let query = NodesQuery {
         status: vec![NodeStatus::Online],
+        ..NodesQuery::default()
     };
     let all = fake.client().nodes(&query).await.expect("a list");
     let names: Vec<&str> = all.nodes.iter().map(|node| node.node_id.as_str()).collect();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::response::Response;
+use futures_util::StreamExt as _;
 use orchd::client::Client;
 use orchd::types::{HttpUrl, NodeId, VERSION_HEADER};
 use serde_json::{Value, json};
@@ -22,6 +23,8 @@ pub struct Step {
     pub body: String,
     /// Answers every further request of this kind, too, and need not be asked at all.
     pub again: bool,
+    /// Does not end its body.
+    pub open: bool,
 }
 
 pub fn step(request: &str, status: u16, body: &Value) -> Step {
@@ -35,6 +38,15 @@ pub fn step(request: &str, status: u16, body: &Value) -> Step {
             body.to_string()
         },
         again: false,
+        open: false,
+    }
+}
+
+/// A stream of events that ends after these frames.
+pub fn events(request: &str, frames: &str) -> Step {
+    Step {
+        body: frames.to_owned(),
+        ..step(request, 200, &Value::Null).header("content-type", "text/event-stream")
     }
 }
 
@@ -52,6 +64,11 @@ impl Step {
         self
     }
 
+    pub fn open(mut self) -> Self {
+        self.open = true;
+        self
+    }
+
     pub fn again(mut self) -> Self {
         self.again = true;
         self
@@ -62,6 +79,7 @@ impl Step {
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub authorization: Option<String>,
+    pub last_event_id: Option<String>,
     pub body: Value,
 }
 
@@ -159,6 +177,16 @@ impl Fake {
         }
     }
 
+    /// Starts a command against it, its output in pipes.
+    pub fn spawn(&self, args: &[&str]) -> std::process::Child {
+        orchd(args)
+            .env("ORCHD_SERVER", self.url().as_str())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("orchd runs")
+    }
+
     pub fn run(&self, args: &[&str]) -> Ran {
         Ran::from(
             orchd(args)
@@ -178,11 +206,13 @@ async fn answer(
     let text = format!("{} {}", head.method, head.uri);
     let body = to_bytes(body, 1 << 20).await.expect("a small body");
     let mut script = script.lock().expect("no test panics with it");
+    let header = |name: &str| {
+        let value = head.headers.get(name);
+        value.map(|value| value.to_str().expect("ASCII").to_owned())
+    };
     script.asked.push(Asked {
-        authorization: head
-            .headers
-            .get("authorization")
-            .map(|value| value.to_str().expect("ASCII").to_owned()),
+        authorization: header("authorization"),
+        last_event_id: header("last-event-id"),
         body: serde_json::from_slice(&body).unwrap_or(Value::Null),
     });
     let _ = say.send(text.clone());
@@ -206,9 +236,13 @@ async fn answer(
     for (name, value) in &step.headers {
         response = response.header(*name, value);
     }
-    let response = response
-        .body(Body::from(step.body.clone()))
-        .expect("a response");
+    let body = if step.open {
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>(step.body.clone())]);
+        Body::from_stream(first.chain(futures_util::stream::pending()))
+    } else {
+        Body::from(step.body.clone())
+    };
+    let response = response.body(body).expect("a response");
     if !step.again {
         script.steps.pop_front();
     }
@@ -218,6 +252,12 @@ async fn answer(
 pub fn client(servers: Vec<HttpUrl>, token: Option<&str>) -> Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::new(servers, token.map(str::to_owned), Duration::from_secs(5)).expect("a client")
+}
+
+/// Ctrl-C.
+pub fn interrupt(child: &std::process::Child) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it is running");
 }
 
 /// A port on which nobody listens.
@@ -231,6 +271,8 @@ pub fn orchd(args: &[&str]) -> Command {
     command
         .args(args)
         .env_clear()
+        // Nor does a file of the machine that runs the tests.
+        .env("ORCHD_CONFIG", "/dev/null")
         .env("USER", "ada")
         .stdin(Stdio::null());
     command
@@ -304,6 +346,10 @@ pub fn list(nodes: &[Value]) -> Value {
     json!({"nodes": nodes, "count": nodes.len(), "total": nodes.len(), "next": null, "fleet_hold": null})
 }
 
+/// Listing the nodes that left.
+pub const DEPARTED: &str = "GET /v2/nodes?limit=1000&departed=true";
+/// Following events.
+pub const EVENTS: &str = "GET /v2/events";
 /// Listing all nodes.
 pub const LIST: &str = "GET /v2/nodes?limit=1000";
 

@@ -1088,6 +1088,73 @@ fn a_full_queue_refuses_and_says_when_to_come_back() {
 }
 
 #[test]
+fn with_drop_lru_a_new_request_takes_the_place_of_the_one_that_waited_longest() {
+    let options = [
+        "--admission-capacity",
+        "2",
+        "--admission-policy",
+        "drop-lru",
+    ];
+    let (engine, orchd) = machine_with(1, &options);
+    engine.always(ok().held());
+    let running = begin(&orchd, &embed("running"));
+    engine.wait_for(1);
+    let longest = begin(&orchd, &embed("longest"));
+    wait_waiting(&orchd, 1);
+    let second = begin(&orchd, &embed("second"));
+    wait_waiting(&orchd, 2);
+    let new = begin(&orchd, &embed("new"));
+
+    let response = longest.answer().expect("an answer");
+    let number = |name: &str| response.header(name).map(str::parse::<u64>);
+    let (Some(Ok(backoff)), Some(Ok(seconds))) = (number("x-backoff-ms"), number("retry-after"))
+    else {
+        panic!("both headers say when to come back");
+    };
+    assert!((1_000..=60_000).contains(&backoff), "{backoff}");
+    assert_eq!(seconds, backoff.div_ceil(1_000));
+    let error = refusal(response, 429, "queue_dropped");
+    assert_eq!(error["type"], "rate_limit_error");
+
+    for (number, client) in [running, second, new].into_iter().enumerate() {
+        engine.wait_for(number + 1);
+        engine.go(number);
+        assert_eq!(body_of(client.answer().expect("an answer")), ANSWER);
+    }
+    let inputs: Vec<Value> = engine
+        .asked()
+        .iter()
+        .map(|asked| asked.json()["input"].clone())
+        .collect();
+    assert_eq!(inputs, ["running", "second", "new"]);
+}
+
+#[test]
+fn a_body_too_large_to_wait_is_refused_and_one_that_need_not_wait_is_served() {
+    let (engine, orchd) = machine_with(1, &["--admission-bytes", "1KiB"]);
+    engine.always(ok().held());
+    let running = begin(&orchd, &embed(&"x".repeat(2_000)));
+    engine.wait_for(1);
+    let response = send(&orchd, &embed(&"y".repeat(1_100)));
+    assert!(response.header("x-backoff-ms").is_some());
+    let error = refusal(response, 429, "queue_full");
+    assert!(
+        error["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("bodies")),
+        "{error}"
+    );
+    let small = begin(&orchd, &embed(&"z".repeat(800)));
+    wait_waiting(&orchd, 1);
+    refusal(send(&orchd, &embed(&"z".repeat(800))), 429, "queue_full");
+    for (number, client) in [running, small].into_iter().enumerate() {
+        engine.wait_for(number + 1);
+        engine.go(number);
+        assert_eq!(body_of(client.answer().expect("an answer")), ANSWER);
+    }
+}
+
+#[test]
 fn without_a_queue_a_free_slot_is_still_given() {
     let (engine, orchd) = machine_with(1, &["--admission-capacity", "0"]);
     engine.always(ok().held());

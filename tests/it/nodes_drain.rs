@@ -1,10 +1,12 @@
 //! `orchd nodes drain` and `undrain`, by the real binary.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::fake_control_plane::{DRAIN, Fake, NODE, Ran, drain, node, orchd, refusal, step};
+use crate::fake_control_plane::{
+    DRAIN, Fake, LIST, NODE, Ran, drain, interrupt, list, node, orchd, refusal, step,
+};
 
 #[test]
 fn drain_waits_and_tells_each_change_once_when_piped() {
@@ -166,11 +168,6 @@ fn ctrl_c_detaches_from_a_drain_and_says_so() {
     fake.asked();
 }
 
-fn interrupt(child: &Child) {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it is running");
-}
-
 #[test]
 fn a_drain_that_somebody_ends_fails_and_a_node_that_leaves_does_not() {
     let fake = Fake::start([
@@ -267,6 +264,104 @@ fn undrain_says_whether_the_node_takes_requests_again() {
     assert!(
         ran.stderr
             .starts_with("error: nothing is known of node c\n"),
+        "{}",
+        ran.stderr
+    );
+    fake.asked();
+}
+
+#[test]
+fn drain_by_label_takes_what_the_list_says_and_passes_on_deadline_and_force() {
+    let listed = "GET /v2/nodes?limit=1000&label=rack%3Db2&label=zone%3Deu";
+    let drained = |name: &str| {
+        node(
+            name,
+            &drain("drained", 0, &json!({"in_flight_at_start": 2, "cut": 1})),
+        )
+    };
+    let fake = Fake::start([
+        step(
+            listed,
+            200,
+            &list(&[node("a", &json!({})), node("b", &json!({}))]),
+        ),
+        step("POST /v2/nodes/a/drain", 202, &drained("a")),
+        step("POST /v2/nodes/b/drain", 202, &drained("b")),
+        step("GET /v2/nodes/a", 200, &drained("a")),
+        step("GET /v2/nodes/b", 200, &drained("b")),
+    ]);
+    let ran = fake.run(&[
+        "nodes",
+        "drain",
+        "-l",
+        "rack=b2",
+        "-l",
+        "zone=eu",
+        "--deadline",
+        "15m",
+    ]);
+    assert_eq!(
+        (ran.exit, ran.stdout.as_str(), ran.stderr.as_str()),
+        (
+            Some(0),
+            "a drained: 1 request finished, 1 cut\nb drained: 1 request finished, 1 cut\n",
+            "2 nodes drained: 2 requests finished, 2 cut\n"
+        )
+    );
+    let asked = fake.asked();
+    assert_eq!(asked[1].body["deadline_ms"], 900_000);
+    assert_eq!(asked[1].body.get("force"), None);
+
+    let fake = Fake::start([step(DRAIN, 202, &drained("gpu-1"))]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1", "--force", "--detach"]);
+    assert_eq!(ran.exit, Some(0));
+    assert_eq!(fake.asked()[0].body["force"], true);
+}
+
+#[test]
+fn labels_that_no_node_has_exit_3() {
+    for verb in ["drain", "undrain"] {
+        let fake = Fake::start([step(
+            "GET /v2/nodes?limit=1000&label=rack%3Dzz",
+            200,
+            &list(&[]),
+        )]);
+        let ran = fake.run(&["nodes", verb, "-l", "rack=zz"]);
+        assert_eq!((ran.exit, ran.stdout.as_str()), (Some(3), ""));
+        assert_eq!(
+            ran.stderr,
+            "error: no node has the label rack=zz\nhint: `orchd nodes list -o wide` shows the labels of nodes\n"
+        );
+        fake.asked();
+    }
+}
+
+#[test]
+fn many_drains_are_followed_by_the_list_and_named_in_short() {
+    let names: Vec<String> = (0..12).map(|n| format!("n{n:02}")).collect();
+    let all = |state: &str, n: u32| -> Vec<Value> {
+        names
+            .iter()
+            .map(|name| node(name, &drain(state, n, &json!({}))))
+            .collect()
+    };
+    let mut steps: Vec<_> = names
+        .iter()
+        .zip(all("draining", 1))
+        .map(|(name, view)| step(&format!("POST /v2/nodes/{name}/drain"), 202, &view))
+        .collect();
+    steps.push(step(LIST, 200, &list(&all("draining", 1))).again());
+    let fake = Fake::start(steps);
+    let mut args = vec!["nodes", "drain", "--timeout", "700ms"];
+    args.extend(names.iter().map(String::as_str));
+    let ran = fake.run(&args);
+    assert_eq!((ran.exit, ran.stdout.as_str()), (Some(5), ""));
+    assert!(
+        ran.stderr
+            .contains("n07 (1 request in flight), and 4 more; the drain goes on\n")
+            && ran
+                .stderr
+                .ends_with("hint: wait again with the same command\n"),
         "{}",
         ran.stderr
     );

@@ -4,26 +4,34 @@
 //! a drain never depends on this process: Ctrl-C, `--timeout` and a lost connection end the waiting only. Called by
 //! `nodes::run`.
 
+use std::collections::HashMap;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use console::Term;
+use indicatif::{MultiProgress, ProgressBar};
 use tokio::time::Instant;
 
-use super::{Failures, unique};
+use super::progress::spinning;
+use super::{Failures, elapsed, select};
 use crate::cli::{NodesDrainArgs, show_duration};
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, NodesQuery};
 use crate::commands::failure::{Exit, Failure};
 use crate::commands::output;
-use crate::types::{DrainRequest, DrainState, DrainView, ErrorCode, NodeId, NodeView};
+use crate::commands::words::{counted, requests, stopwatch};
+use crate::types::{DrainRequest, DrainState, DrainView, ErrorCode, NodeId, NodeView, millis};
 
 /// How often a drain is looked at.
 const POLL: Duration = Duration::from_millis(250);
 /// How long a control plane may be away while a drain is waited for: enough for a restart of it.
 const AWAY: Duration = Duration::from_secs(30);
-/// Redraw interval of the spinner.
-const TICK: Duration = Duration::from_millis(100);
+/// From so many nodes on the list is read instead of each of them.
+const FEW: usize = 5;
+/// How many nodes are named in a message; of more, the first ones are.
+const NAMED: usize = 8;
+/// Rows of a terminal that are left to what was there before the progress, and to the line that counts the rest.
+const SPARE_ROWS: usize = 3;
 
 pub(super) async fn run(args: NodesDrainArgs, client: Client) -> anyhow::Result<ExitCode> {
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
@@ -47,13 +55,6 @@ pub(super) async fn run(args: NodesDrainArgs, client: Client) -> anyhow::Result<
     Ok(waiting.leave(outcome, args.timeout))
 }
 
-async fn elapsed(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// One node that is waited for.
 struct Pending {
     node: NodeId,
@@ -71,6 +72,12 @@ struct Waiting {
     bars: Option<MultiProgress>,
     pending: Vec<Pending>,
     failures: Failures,
+    /// How many drains are done, and how many requests they let finish and cut.
+    done: (usize, u32, u32),
+    /// How many spinners fit the terminal.
+    room: usize,
+    /// The line that counts the nodes without a spinner.
+    rest: Option<ProgressBar>,
     /// Since when the control plane has not answered.
     away: Option<Instant>,
 }
@@ -92,6 +99,11 @@ impl Waiting {
             bars: std::io::stderr().is_terminal().then(MultiProgress::new),
             pending: Vec::new(),
             failures: Failures::default(),
+            done: (0, 0, 0),
+            room: usize::from(Term::stderr().size().0)
+                .saturating_sub(SPARE_ROWS)
+                .max(1),
+            rest: None,
             away: None,
         }
     }
@@ -100,14 +112,15 @@ impl Waiting {
         let request = DrainRequest {
             reason: args.reason.clone(),
             requested_by: Some(requested_by()),
-            ..DrainRequest::default()
+            deadline_ms: args.deadline.map(millis),
+            force: args.force.then_some(true),
         };
-        for node in unique(&args.nodes) {
-            match self.client.drain(node, &request).await {
-                Ok(view) => self.asked(node, view)?,
+        for node in select(&args.select, &self.client).await? {
+            match self.client.drain(&node, &request).await {
+                Ok(view) => self.asked(&node, view)?,
                 Err(error) => self
                     .failures
-                    .take(node, &error)
+                    .take(&node, &error)
                     .map_err(|failure| self.with_asked(failure))?,
             }
         }
@@ -145,12 +158,19 @@ impl Waiting {
     }
 
     fn names(&self) -> String {
-        let names: Vec<&str> = self
-            .pending
-            .iter()
-            .map(|pending| pending.node.as_str())
-            .collect();
-        names.join(" ")
+        named(
+            self.pending.iter().map(|pending| pending.node.to_string()),
+            " ",
+        )
+    }
+
+    /// The command line that waits for what is left.
+    fn again(&self) -> String {
+        if self.pending.len() > NAMED {
+            "the same command".to_owned()
+        } else {
+            format!("`orchd nodes drain {}`", self.names())
+        }
     }
 
     fn detach(&mut self) -> anyhow::Result<ExitCode> {
@@ -163,8 +183,9 @@ impl Waiting {
         }
         if !self.pending.is_empty() {
             output::hint(&format!(
-                "wait for it with `orchd nodes drain {}`",
-                self.names()
+                "wait for it with {}",
+                self.again()
+                    .replace("same command", "same command without --detach")
             ));
         }
         Ok(self.failures.exit().into())
@@ -173,57 +194,122 @@ impl Waiting {
     async fn wait(&mut self) -> anyhow::Result<ExitCode> {
         let mut ticks = tokio::time::interval(POLL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let several = self.pending.len() > 1;
         while !self.pending.is_empty() {
             ticks.tick().await;
+            let Some(mut seen) = self.look_at_all().await? else {
+                continue;
+            };
             let mut at = 0;
             while at < self.pending.len() {
-                let look = self.look(at).await?;
-                match look {
-                    None => at += 1,
-                    Some(Look::Running(drain)) => {
+                let answer = match &mut seen {
+                    // What is not in the list left.
+                    Some(nodes) => Some(nodes.remove(&self.pending[at].node)),
+                    None => self.look(at).await?,
+                };
+                let Some(view) = answer else {
+                    at += 1;
+                    continue;
+                };
+                match judge(view, &self.pending[at].drain_id) {
+                    Look::Running(drain) => {
                         self.progress(at, &drain);
                         at += 1;
                     }
-                    Some(over) => self.over(at, &over)?,
+                    over => self.over(at, &over)?,
                 }
             }
+            self.count_rest();
+        }
+        self.clear();
+        let (nodes, finished, cut) = self.done;
+        if several {
+            output::note(&format!(
+                "{} drained: {} finished, {cut} cut",
+                counted(nodes, "node"),
+                requests(finished)
+            ));
         }
         Ok(self.failures.exit().into())
     }
 
-    /// Looks at one node; `None` when the control plane is away for a moment.
-    async fn look(&mut self, at: usize) -> anyhow::Result<Option<Look>> {
-        let pending = &self.pending[at];
-        let answer = self.client.node(&pending.node).await;
-        let look = match answer {
-            Ok(NodeView {
-                drain: Some(drain), ..
-            }) if drain.id == pending.drain_id => {
-                if drain.state == DrainState::Drained {
-                    Look::Done(drain)
-                } else {
-                    Look::Running(drain)
-                }
+    /// Reads the list when there are too many nodes to look at each of them: `Some(None)` when there are not, `None` when
+    /// the control plane is away for a moment.
+    async fn look_at_all(&mut self) -> Result<Option<Option<HashMap<NodeId, NodeView>>>, Failure> {
+        if self.pending.len() < FEW {
+            return Ok(Some(None));
+        }
+        match self.client.nodes(&NodesQuery::default()).await {
+            Ok(list) => {
+                self.away = None;
+                let nodes = list.nodes.into_iter();
+                Ok(Some(Some(
+                    nodes.map(|view| (view.node_id.clone(), view)).collect(),
+                )))
             }
-            Ok(_) => Look::Ended,
-            Err(error) if error.code() == Some(ErrorCode::NodeNotFound) => Look::Left,
-            Err(error) if passing(&error) => {
-                let since = *self.away.get_or_insert_with(Instant::now);
-                if since.elapsed() > AWAY {
-                    return Err(self.with_asked(Failure::from(&error)).into());
-                }
-                self.say(at, &format!("{error}; the drain goes on, asking again"));
+            Err(error) => {
+                self.bear(0, &error)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Looks at one node, which may have left; `None` when the control plane is away for a moment.
+    async fn look(&mut self, at: usize) -> Result<Option<Option<NodeView>>, Failure> {
+        let view = match self.client.node(&self.pending[at].node).await {
+            Ok(view) => Some(view),
+            Err(error) if error.code() == Some(ErrorCode::NodeNotFound) => None,
+            Err(error) => {
+                self.bear(at, &error)?;
                 return Ok(None);
             }
-            Err(error) => return Err(self.with_asked(Failure::from(&error)).into()),
         };
         self.away = None;
-        Ok(Some(look))
+        Ok(Some(view))
+    }
+
+    /// Takes an error for a moment, or for the end of the waiting.
+    fn bear(&mut self, at: usize, error: &ClientError) -> Result<(), Failure> {
+        let since = *self.away.get_or_insert_with(Instant::now);
+        if !error.may_pass() || since.elapsed() > AWAY {
+            return Err(self.with_asked(Failure::from(error)));
+        }
+        self.say(at, &format!("{error}; the drain goes on, asking again"));
+        Ok(())
+    }
+
+    /// Says how many nodes have no spinner, because the terminal is too small.
+    fn count_rest(&mut self) {
+        let shown = self.pending.iter().filter(|p| p.bar.is_some()).count();
+        let more = self.pending.len() - shown;
+        let Some(bars) = &self.bars else {
+            return;
+        };
+        if more == 0 {
+            if let Some(rest) = self.rest.take() {
+                rest.finish_and_clear();
+                bars.remove(&rest);
+            }
+            return;
+        }
+        let in_flight: u32 = self
+            .pending
+            .iter()
+            .filter(|pending| pending.bar.is_none())
+            .map(|pending| pending.in_flight)
+            .sum();
+        self.rest
+            .get_or_insert_with(|| spinning(bars.add(ProgressBar::new_spinner())))
+            .set_message(format!(
+                "and {}: {} in flight",
+                counted(more, "more node"),
+                requests(in_flight)
+            ));
     }
 
     fn progress(&mut self, at: usize, drain: &DrainView) {
         self.pending[at].in_flight = drain.in_flight;
-        let text = if drain.in_flight == 0 {
+        let mut text = if drain.in_flight == 0 {
             "no requests left, waiting for the agent to confirm".to_owned()
         } else {
             format!(
@@ -232,11 +318,17 @@ impl Waiting {
                 drain.in_flight_at_start
             )
         };
+        // Elsewhere the time left would be news with every look.
+        if let Some(left) = drain.remaining_ms.filter(|_| self.bars.is_some()) {
+            let left = stopwatch(Duration::from_millis(left));
+            text += &format!(", cut off in {left}");
+        }
         self.say(at, &text);
     }
 
     /// Shows how one drain stands: on the spinner's line, or as a line of its own when that is news.
     fn say(&mut self, at: usize, text: &str) {
+        let shown = self.pending.iter().filter(|p| p.bar.is_some()).count();
         let pending = &mut self.pending[at];
         let elapsed = stopwatch(pending.asked.elapsed());
         let Some(bars) = &self.bars else {
@@ -246,16 +338,14 @@ impl Waiting {
             }
             return;
         };
-        let bar = pending.bar.get_or_insert_with(|| {
-            let bar = bars.add(ProgressBar::new_spinner());
-            bar.set_style(
-                ProgressStyle::with_template("{spinner} {wide_msg}")
-                    .expect("a template of known keys"),
-            );
-            bar.enable_steady_tick(TICK);
-            bar
-        });
-        bar.set_message(format!("{}: {text}, {elapsed}", pending.node));
+        if pending.bar.is_none() && shown < self.room {
+            // The line that counts the rest stays the last one.
+            let bar = bars.insert(shown, ProgressBar::new_spinner());
+            pending.bar = Some(spinning(bar));
+        }
+        if let Some(bar) = &pending.bar {
+            bar.set_message(format!("{}: {text}, after {elapsed}", pending.node));
+        }
     }
 
     /// One drain is over: says how, on stdout.
@@ -282,6 +372,11 @@ impl Waiting {
             Some(bars) => bars.suspend(write)?,
             None => write()?,
         }
+        if let Look::Done(drain) = look {
+            self.done.0 += 1;
+            self.done.1 += drain.in_flight_at_start.saturating_sub(drain.cut);
+            self.done.2 += drain.cut;
+        }
         if matches!(look, Look::Ended) {
             self.failures.first.get_or_insert(Exit::Failed);
         }
@@ -298,17 +393,16 @@ impl Waiting {
     /// Stops waiting before all is done, and says that the drains do not.
     fn leave(&self, exit: Exit, timeout: Option<Duration>) -> ExitCode {
         self.clear();
-        let left: Vec<String> = self
-            .pending
-            .iter()
-            .map(|pending| {
+        let left = named(
+            self.pending.iter().map(|pending| {
                 format!(
                     "{} ({} in flight)",
                     pending.node,
                     requests(pending.in_flight)
                 )
-            })
-            .collect();
+            }),
+            ", ",
+        );
         let what = match (exit, timeout) {
             (Exit::GaveUp, Some(timeout)) => {
                 format!("not drained within {}", show_duration(timeout))
@@ -322,43 +416,37 @@ impl Waiting {
             ));
         }
         crate::commands::failure::show(
-            &Failure::new(
-                exit,
-                format!("{what}: {}; the drain goes on", left.join(", ")),
-            )
-            .hint(format!(
-                "wait again with `orchd nodes drain {}`",
-                self.names()
-            )),
+            &Failure::new(exit, format!("{what}: {left}; the drain goes on"))
+                .hint(format!("wait again with {}", self.again())),
         )
     }
 }
 
-/// Whether an error may pass while a drain is waited for.
-fn passing(error: &ClientError) -> bool {
-    matches!(
-        error,
-        ClientError::Unreachable { .. } | ClientError::NoneAnswered { .. }
-    ) || error
-        .code()
-        .is_some_and(|code| matches!(code, ErrorCode::ShuttingDown | ErrorCode::Internal))
-}
-
-fn requests(count: u32) -> String {
-    match count {
-        1 => "1 request".to_owned(),
-        _ => format!("{count} requests"),
+/// What a view of the node, or the lack of one, says about the drain with this id.
+fn judge(view: Option<NodeView>, drain_id: &str) -> Look {
+    match view {
+        None => Look::Left,
+        Some(NodeView {
+            drain: Some(drain), ..
+        }) if drain.id == drain_id => {
+            if drain.state == DrainState::Drained {
+                Look::Done(drain)
+            } else {
+                Look::Running(drain)
+            }
+        }
+        Some(_) => Look::Ended,
     }
 }
 
-/// How long a person has been waiting: `42s`, `7m05s`, `2h07m05s`.
-fn stopwatch(elapsed: Duration) -> String {
-    let s = elapsed.as_secs();
-    match (s / 3_600, s / 60 % 60, s % 60) {
-        (0, 0, s) => format!("{s}s"),
-        (0, m, s) => format!("{m}m{s:02}s"),
-        (h, m, s) => format!("{h}h{m:02}m{s:02}s"),
+/// The first of many texts, and how many more there are.
+fn named(texts: impl ExactSizeIterator<Item = String>, between: &str) -> String {
+    let more = texts.len().saturating_sub(NAMED);
+    let mut first: Vec<String> = texts.take(NAMED).collect();
+    if more > 0 {
+        first.push(format!("and {more} more"));
     }
+    first.join(between)
 }
 
 fn summary(drain: &DrainView) -> String {
@@ -385,17 +473,5 @@ fn requested_by() -> String {
         (Some(user), Some(host)) => format!("{user}@{host}"),
         (Some(one), None) | (None, Some(one)) => one,
         (None, None) => "unknown".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_stopwatch_shows_seconds_to_the_end() {
-        for (s, text) in [(0, "0s"), (59, "59s"), (425, "7m05s"), (7_625, "2h07m05s")] {
-            assert_eq!(stopwatch(Duration::from_secs(s)), text);
-        }
     }
 }

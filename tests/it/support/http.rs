@@ -99,6 +99,11 @@ impl Begun {
         self.stream.write_all(bytes)
     }
 
+    /// The connection itself.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// Waits for the head of the answer. The connection lives as long as the answer does.
     pub fn answer(self) -> io::Result<Response> {
         Response::read(BufReader::new(self.stream))
@@ -290,6 +295,23 @@ pub struct Events {
 }
 
 impl Events {
+    /// The lines of the next frame, comments included; `None` when the body came to its proper end.
+    pub fn frame(&mut self) -> io::Result<Option<Vec<String>>> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if self.body.read_line(&mut line)? == 0 {
+                return Ok(None);
+            }
+            let line = line.trim_end_matches(['\r', '\n']);
+            if !line.is_empty() {
+                lines.push(line.to_owned());
+            } else if !lines.is_empty() {
+                return Ok(Some(lines));
+            }
+        }
+    }
+
     /// The data of the next event; `None` when the body came to its proper end. Comments are passed over.
     pub fn next(&mut self) -> io::Result<Option<String>> {
         let mut data: Option<String> = None;

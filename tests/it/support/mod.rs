@@ -11,6 +11,7 @@ pub mod engine;
 pub mod http;
 pub mod orchd;
 pub mod process;
+pub mod secure;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Barrier;

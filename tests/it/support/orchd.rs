@@ -137,6 +137,11 @@ impl Orchd {
         self.running.terminate();
     }
 
+    /// Any other signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        self.running.signal(signal);
+    }
+
     /// Waits until it ended, and gives its exit code.
     pub fn wait(&mut self, limit: Duration) -> Option<i32> {
         self.running.wait(limit)

@@ -101,8 +101,13 @@ impl Running {
 
     /// SIGTERM: it is asked to stop.
     pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Any signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("ids of processes are small");
-        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is this process's own child");
+        kill(Pid::from_raw(pid), signal).expect("it is this process's own child");
     }
 
     /// Waits until it ended by itself, and gives its exit code: `None` when a signal ended it.

@@ -1,0 +1,52 @@
+//! Variables that look like settings and are none.
+
+use std::collections::BTreeSet;
+
+use clap::{Arg, Command};
+
+use super::file::nearest;
+
+/// Prefixes of ours, and of the systems whose variables are taken over.
+const PREFIXES: [&str; 3] = ["ORCHD_", "ORCHESTRATORD_", "LLORCH_"];
+/// Variables that are read elsewhere than in the definition of the command line.
+const ALSO_READ: [&str; 2] = ["ORCHD_LOG", "LLORCH_API_TOKEN"];
+
+/// A warning for every variable of ours that nothing reads: most likely its name is misspelt.
+pub(super) fn unknown(definition: &Command) -> Vec<String> {
+    let mut known: BTreeSet<String> = ALSO_READ.map(str::to_owned).into();
+    collect(definition, &mut known);
+    let mut names: Vec<String> = std::env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|name| !known.contains(name))
+        .collect();
+    names.sort();
+    names
+        .into_iter()
+        .map(|name| match suggestion(&name, &known) {
+            Some(near) => format!("the variable {name} is none of orchd's; is it {near}?"),
+            None => format!("the variable {name} is none of orchd's and has no effect"),
+        })
+        .collect()
+}
+
+/// The variable that was meant, whatever its prefix: what all of them have in common says nothing.
+fn suggestion<'a>(name: &str, known: &'a BTreeSet<String>) -> Option<&'a String> {
+    let near = nearest(bare(name), known.iter().map(|name| bare(name)))?;
+    known.iter().find(|name| bare(name) == near)
+}
+
+fn bare(name: &str) -> &str {
+    PREFIXES
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+        .unwrap_or(name)
+}
+
+fn collect(command: &Command, known: &mut BTreeSet<String>) {
+    let variables = command.get_arguments().filter_map(Arg::get_env);
+    known.extend(variables.map(|name| name.to_string_lossy().into_owned()));
+    for below in command.get_subcommands() {
+        collect(below, known);
+    }
+}

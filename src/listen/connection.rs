@@ -1,0 +1,155 @@
+//! One connection: TLS where the listener speaks it, then HTTP/1.1 until either side has had enough.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use http::Request;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::tls::Acceptor;
+use crate::types::{ErrorBody, ErrorCode, VERSION, VERSION_HEADER};
+
+use super::places::{Held, Place};
+use super::{Handler, stop_asked};
+
+/// A client that takes longer over a request head is not one. Counted from the moment the connection is ready for one, so
+/// that it bounds idle connections as well: `relay` keeps its own for less.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a request head may be, in bytes: more is answered 431. Ample for long tokens and cookies.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// A client that takes longer over its TLS handshake is not one.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an idle connection stays open after a stop, for a request that was sent before its client could know.
+const LINGER: Duration = Duration::from_millis(250);
+/// How long one that has to make room may take to carry the last bytes of an answer to its client.
+const LAST_BYTES: Duration = Duration::from_secs(5);
+
+/// Serves one connection to its end.
+pub(super) async fn serve<H: Handler>(
+    stream: TcpStream,
+    tls: Option<Acceptor>,
+    handler: H,
+    place: Arc<Place>,
+    mut stopped: watch::Receiver<Option<Duration>>,
+) {
+    // Without it every small write waits for the other side's acknowledgement of the one before.
+    if let Err(e) = stream.set_nodelay(true) {
+        debug!(error = %e, "a connection ended before it began");
+        return;
+    }
+    let Some(acceptor) = tls else {
+        return http(stream, handler, place, stopped).await;
+    };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(stream, &acceptor)) => shaken,
+        () = place.asked_to_leave() => return,
+        _ = stop_asked(&mut stopped) => return,
+    };
+    match shaken {
+        Ok(Ok(Some(stream))) => http(stream, handler, place, stopped).await,
+        Ok(Ok(None)) => debug!("somebody spoke plain HTTP where TLS is spoken"),
+        Ok(Err(e)) => debug!(error = %e, "a TLS handshake failed"),
+        Err(_) => debug!("a TLS handshake was not finished in time"),
+    }
+}
+
+/// `None` for a client that speaks plain HTTP: it was told so in its own words.
+async fn shake_hands(
+    mut stream: TcpStream,
+    acceptor: &Acceptor,
+) -> std::io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
+    let mut first = [0];
+    let read = stream.peek(&mut first).await?;
+    // A TLS record begins with its type, 22 for a handshake; a request begins with a method.
+    if read == 1 && first[0].is_ascii_uppercase() {
+        stream.write_all(plain_http_refusal().as_bytes()).await?;
+        stream.shutdown().await?;
+        // What it goes on sending is read, or the answer would be lost with the connection.
+        let mut sink = [0; 1024];
+        while tokio::io::AsyncReadExt::read(&mut stream, &mut sink).await? > 0 {}
+        return Ok(None);
+    }
+    acceptor.accept(stream).await.map(Some)
+}
+
+fn plain_http_refusal() -> String {
+    let message = "this port speaks TLS: use https://";
+    let body = ErrorBody::new(ErrorCode::InvalidRequest, message.to_owned());
+    let body = serde_json::to_string(&body).expect("words and booleans are JSON");
+    format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n{VERSION_HEADER}: {VERSION}\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+async fn http<H, IO>(
+    stream: IO,
+    handler: H,
+    place: Arc<Place>,
+    mut stopped: watch::Receiver<Option<Duration>>,
+) where
+    H: Handler,
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let held = Arc::clone(&place);
+    let service = service_fn(move |request| {
+        let handler = handler.clone();
+        let uri = Request::uri(&request).clone();
+        let in_hand = held.work();
+        async move {
+            // A defect in one request is that request's 500.
+            let answer = AssertUnwindSafe(handler.handle(request))
+                .catch_unwind()
+                .await;
+            let answer = answer.unwrap_or_else(|_| handler.panicked(&uri));
+            Ok::<_, Infallible>(answer.map(|body| Held::new(body, in_hand)))
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stop_asked(&mut stopped) => {
+            // A request that is on its way is read before the connection is closed.
+            match tokio::time::timeout(LINGER, connection.as_mut()).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        }
+        () = place.asked_to_leave() => {
+            connection.as_mut().graceful_shutdown();
+            let patience = if place.has_served() { LAST_BYTES } else { LINGER };
+            loop {
+                match tokio::time::timeout(patience, connection.as_mut()).await {
+                    Ok(ended) => break ended,
+                    Err(_) if place.is_idle() => {
+                        debug!("an idle connection was closed to make room for others");
+                        return;
+                    }
+                    // A request came in at the last moment: it is served.
+                    Err(_) => {}
+                }
+            }
+        }
+    };
+    if let Err(e) = ended {
+        debug!(error = %e, "a connection ended early");
+    }
+}

@@ -1,0 +1,266 @@
+//! `orchd config`: settings shown and checked, and the units.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::config::{Files, SECRET, chmod, run_with, show, text};
+
+#[test]
+fn whatever_is_shown_can_be_written_into_a_file_as_it_is() {
+    let files = Files::new();
+    for verb in ["serve", "agent"] {
+        let (shown, _) = show(&[verb], &[("ORCHD_API_TOKEN", SECRET)]);
+        let mut lines = String::new();
+        let mut expected = BTreeMap::new();
+        for (key, setting) in &shown {
+            if setting[0].is_null() || setting[0] == json!([]) {
+                continue;
+            }
+            lines += &format!("{key} = {}\n", setting[0]);
+            expected.insert(key.clone(), setting[0].clone());
+        }
+        assert!(expected.len() > 6, "{lines}");
+        // What is the agent's own stands in its table.
+        let text_of_file = if verb == "agent" {
+            format!("[agent]\n{lines}")
+        } else {
+            lines
+        };
+        let file = files.write("c.toml", text_of_file);
+        let (again, _) = show(&[verb, "--config", text(&file)], &[]);
+        for (key, value) in expected {
+            assert_eq!(again[&key][0], value, "{key}");
+            assert_eq!(again[&key][1], "file", "{key}");
+        }
+    }
+}
+
+#[test]
+fn what_is_made_from_another_setting_says_from_which() {
+    let (settings, _) = show(&["--", "--node-timeout", "12s"], &[]);
+    assert_eq!(
+        settings["heartbeat_interval"],
+        json!(["4s", "derived", "a third of node_timeout, at most 10s"])
+    );
+    let (settings, _) = show(&["--", "--node-timeout", "2m"], &[]);
+    assert_eq!(settings["heartbeat_interval"][0], "10s");
+    assert_eq!(
+        settings["restart_grace"],
+        json!(["2m", "derived", "node_timeout, at least 30s"])
+    );
+    let (settings, _) = show(&["agent", "--", "--listen", "127.0.0.1:7"], &[]);
+    assert_eq!(
+        settings["advertise"],
+        json!(["http://127.0.0.1:7", "derived", "listen"])
+    );
+}
+
+#[test]
+fn secrets_are_never_shown_and_a_file_of_them_that_others_can_read_is_warned_about() {
+    let files = Files::new();
+    let file = files.write("c.toml", format!("api_token = '{SECRET}'\n"));
+    let here = format!("{}:1", file.display());
+    let config = ["--config", text(&file)];
+    let masked = |arguments: &[&str], variables: &[(&str, &str)], source: &str, detail: &str| {
+        for format in ["json", "yaml", "table"] {
+            let arguments = [&["config", "show", "-o", format], arguments].concat();
+            let ran = run_with(&arguments, variables);
+            assert_eq!(ran.exit, Some(0), "{}", ran.stderr);
+            assert!(!ran.stdout.contains("sesame") && !ran.stderr.contains("sesame"));
+            assert!(ran.stdout.contains("********") && ran.stdout.contains(detail));
+        }
+        let (settings, _) = show(arguments, variables);
+        assert_eq!(settings["api_token"], json!(["********", source, detail]));
+    };
+    masked(&config, &[], "file", &here);
+    masked(
+        &[],
+        &[("ORCHD_API_TOKEN", SECRET)],
+        "env",
+        "ORCHD_API_TOKEN",
+    );
+    masked(&["--api-token", SECRET], &[], "flag", "--api-token");
+    masked(&["--", "--api-token", SECRET], &[], "flag", "--api-token");
+    let (settings, _) = show(&[], &[]);
+    assert_eq!(settings["api_token"], json!([null, "default", null]));
+
+    // Mistakes do not quote them either.
+    for content in ["api_token = 'sesame", "api_token = ['sesame']"] {
+        let bad = files.write("bad.toml", content);
+        let ran = run_with(&["serve", "--config", text(&bad)], &[]);
+        assert_eq!(ran.exit, Some(2));
+        assert!(!ran.stderr.contains("sesame"), "{}", ran.stderr);
+    }
+
+    let warning = format!(
+        "{0} holds `api_token`, and others than its owner can read it: chmod 600 {0}",
+        file.display()
+    );
+    for (mode, warned) in [(0o600, false), (0o640, true), (0o644, true)] {
+        chmod(&file, mode);
+        for arguments in [&["config", "check", "serve"][..], &["nodes", "list"]] {
+            let ran = run_with(&[arguments, &config].concat(), &[]);
+            assert_eq!(
+                ran.stderr.contains(&warning),
+                warned,
+                "{mode:o} {}",
+                ran.stderr
+            );
+        }
+    }
+    // A file without secrets is anybody's to read.
+    let open = files.write("open.toml", "cloud = true\n");
+    chmod(&open, 0o644);
+    let (_, stderr) = show(&["--config", text(&open)], &[]);
+    assert_eq!(stderr, "");
+}
+
+#[test]
+fn check_says_before_a_start_what_a_start_would_say() {
+    let files = Files::new();
+    let cases = [
+        (
+            "serve",
+            "cloud = true\n",
+            0,
+            "orchd serve: settings are good (",
+        ),
+        (
+            "agent",
+            "listen = '0.0.0.0:1'\n",
+            0,
+            "orchd agent: settings are good (",
+        ),
+        (
+            "serve",
+            "heartbeat_interval = '11s'\n",
+            2,
+            "error: the heartbeat interval 11s",
+        ),
+        (
+            "serve",
+            "cloud = true\nengine = 'http://a'\n",
+            2,
+            "error: --engine belongs to the HOME profile",
+        ),
+        (
+            "serve",
+            "listen = '0.0.0.0:1'\n",
+            2,
+            "error: 0.0.0.0:1 can be reached from other machines",
+        ),
+        (
+            "agent",
+            "label = ['a=1', 'a=2']\n",
+            2,
+            "error: the label a is given twice",
+        ),
+    ];
+    for (verb, content, exit, text_of_it) in cases {
+        let file = files.write("c.toml", content);
+        let ran = run_with(&["config", "check", verb, "--config", text(&file)], &[]);
+        assert_eq!(
+            (ran.exit, ran.stdout.as_str()),
+            (Some(exit), ""),
+            "{content}"
+        );
+        assert!(ran.stderr.starts_with(text_of_it), "{}", ran.stderr);
+    }
+    // Both, unless one is named.
+    let file = files.write("c.toml", "[agent]\nlabel = 'x'\n");
+    let ran = run_with(&["config", "check", "--config", text(&file)], &[]);
+    assert_eq!(ran.exit, Some(2));
+    assert!(
+        ran.stderr.contains("line 2: invalid value 'x' for `label`"),
+        "{}",
+        ran.stderr
+    );
+    let ran = run_with(&["config", "check"], &[]);
+    assert_eq!(ran.exit, Some(0));
+    let ran = run_with(&["config", "check"], &[("ORCHD_LOG", "loud")]);
+    assert_eq!(ran.exit, Some(2));
+    let ran = run_with(&["config", "check"], &[("ORCHD_QUEUE_TIMEOUT_MS", "0")]);
+    assert_eq!(ran.exit, Some(2));
+    assert!(
+        ran.stderr
+            .contains("'0' for 'ORCHD_QUEUE_TIMEOUT_MS': must be 1 to 86400000 milliseconds"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn units_stop_later_than_the_shutdown_grace_and_are_hardened() {
+    let files = Files::new();
+    let file = files.write("c.toml", "shutdown_grace = '2m'\n");
+    for verb in ["serve", "agent"] {
+        let ran = run_with(&["config", "unit", verb], &[]);
+        assert_eq!((ran.exit, ran.stderr.as_str()), (Some(0), ""));
+        for line in [
+            "Type=notify",
+            "ExecReload=/bin/kill -HUP $MAINPID",
+            "EnvironmentFile=-/etc/orchd/env",
+            "TimeoutStopSec=45",
+            "ProtectSystem=strict",
+            "NoNewPrivileges=yes",
+            &format!("ExecStart=/usr/local/bin/orchd {verb}"),
+        ] {
+            assert!(
+                ran.stdout.lines().any(|l| l == line),
+                "{line}: {}",
+                ran.stdout
+            );
+        }
+        assert!(ran.stdout.contains("\nWatchdogSec="));
+        let ran = run_with(&["config", "unit", verb, "--config", text(&file)], &[]);
+        assert!(
+            ran.stdout.contains("\nTimeoutStopSec=135\n"),
+            "{}",
+            ran.stdout
+        );
+    }
+}
+
+#[test]
+fn the_table_of_settings_is_for_people_and_says_which_file_it_read() {
+    let files = Files::new();
+    let file = files.write("c.toml", "admission_capacity = 7\n");
+    let ran = run_with(&["config", "show", "--config", text(&file)], &[]);
+    assert_eq!(ran.exit, Some(0));
+    assert_eq!(
+        ran.stderr,
+        format!("configuration file: {}\n", file.display())
+    );
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let lines: Vec<Vec<String>> = ran.stdout.lines().map(words).collect();
+    assert_eq!(lines[0], ["KEY", "VALUE", "SOURCE"]);
+    let here = format!("{}:1", file.display());
+    assert!(lines.contains(&vec![
+        "admission_capacity".into(),
+        "7".into(),
+        "file".into(),
+        here
+    ]));
+
+    // Settings that do not go together are shown, and refused.
+    let ran = run_with(
+        &["config", "show", "--", "--heartbeat-interval", "11s"],
+        &[],
+    );
+    assert_eq!(ran.exit, Some(2));
+    assert!(
+        ran.stdout.contains("flag --heartbeat-interval"),
+        "{}",
+        ran.stdout
+    );
+    assert!(
+        ran.stderr.contains("error: the heartbeat interval 11s"),
+        "{}",
+        ran.stderr
+    );
+}

@@ -1,0 +1,213 @@
+//! A service among others: what the service manager is told, signals that are no reason to end, and visitors in numbers.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+
+use crate::scripted_engine::{Script, ScriptedEngine};
+use crate::support::eventually;
+use crate::support::http::{self, written};
+use crate::support::secure::{Process, SOON};
+
+/// A service manager, as far as its services know it.
+struct Manager {
+    socket: UnixDatagram,
+    dir: tempfile::TempDir,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = UnixDatagram::bind(dir.path().join("notify")).expect("a socket");
+        socket
+            .set_read_timeout(Some(SOON))
+            .expect("a socket has timeouts");
+        Self { socket, dir }
+    }
+
+    fn path(&self) -> String {
+        let path = self.dir.path().join("notify");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+
+    /// The next thing it is told.
+    fn told(&self) -> String {
+        let mut buffer = [0; 1024];
+        let length = self.socket.recv(&mut buffer).expect("it is told something");
+        String::from_utf8_lossy(&buffer[..length])
+            .trim_end()
+            .to_owned()
+    }
+
+    /// The next thing it is told that is not about the watchdog.
+    fn told_news(&self) -> String {
+        loop {
+            let told = self.told();
+            if told != "WATCHDOG=1" {
+                return told;
+            }
+        }
+    }
+}
+
+fn lives_as_a_service(arguments: &[&str], health: &str) {
+    let manager = Manager::new();
+    let mut orchd = Process::start(
+        arguments,
+        &[
+            ("NOTIFY_SOCKET", &manager.path()),
+            ("WATCHDOG_USEC", "400000"),
+        ],
+    );
+    assert_eq!(manager.told_news(), "READY=1");
+    let begun = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(manager.told(), "WATCHDOG=1");
+    }
+    // The first comes at once, the others at half the manager's patience; a busy machine may be late.
+    let taken = begun.elapsed();
+    assert!(
+        taken > Duration::from_millis(400),
+        "four times within {taken:?}"
+    );
+
+    for _ in 0..2 {
+        orchd.signal(Signal::SIGHUP);
+        let reloading = manager.told_news();
+        let usec = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+        assert!(
+            usec.is_some_and(|usec| usec.parse::<u64>().is_ok()),
+            "{reloading}"
+        );
+        assert_eq!(manager.told_news(), "READY=1");
+    }
+    let response = http::get(orchd.address, health).expect("it still answers");
+    assert_eq!(response.status, 200);
+    assert_eq!(
+        orchd.log().matches("SIGHUP: ").count(),
+        2,
+        "{}",
+        orchd.log()
+    );
+
+    orchd.signal(Signal::SIGTERM);
+    assert_eq!(manager.told_news(), "STOPPING=1");
+    assert_eq!(orchd.wait(), Some(0));
+}
+
+#[test]
+fn serve_tells_the_service_manager_how_it_is_and_survives_a_sighup() {
+    lives_as_a_service(&["serve"], "/readyz");
+}
+
+#[test]
+fn an_agent_tells_the_service_manager_how_it_is_and_survives_a_sighup() {
+    // It has nobody to register with: that does not make it any less alive.
+    let server = crate::fake_control_plane::silent_port();
+    lives_as_a_service(
+        &["agent", "--node-id", "gpu-1", "--server", server.as_str()],
+        "/health",
+    );
+}
+
+/// Asks for something over a connection of its own, and says how long that took.
+fn ask(orchd: &Process) -> Duration {
+    let begun = Instant::now();
+    let response = http::get(orchd.address, "/v1/models").expect("an answer");
+    assert_eq!(response.status, 200);
+    begun.elapsed()
+}
+
+/// A thousand connections that say nothing, and some that begin a request and never finish it.
+fn crowd(orchd: &Process) -> Vec<TcpStream> {
+    let mut crowd: Vec<TcpStream> = (0..1_000)
+        .map(|_| TcpStream::connect(orchd.address).expect("a connection"))
+        .collect();
+    crowd.extend((0..20).map(|_| {
+        let begun = http::begin(
+            orchd.address,
+            b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-slow: ",
+        );
+        begun.expect("a connection").into_stream()
+    }));
+    crowd
+}
+
+#[test]
+fn a_thousand_idle_connections_stop_nobody() {
+    let orchd = Process::start(&["serve"], &[]);
+    let _crowd = crowd(&orchd);
+    let slowest = (0..20).map(|_| ask(&orchd)).max();
+    eprintln!("the slowest of 20 requests beside 1020 idle connections: {slowest:?}");
+    assert!(slowest < Some(Duration::from_secs(2)));
+}
+
+#[test]
+fn beyond_the_limit_the_longest_idle_give_way_and_nobody_who_is_served() {
+    let engine = ScriptedEngine::start("m", 2);
+    let orchd = Process::start(
+        &[
+            "serve",
+            "--max-connections",
+            "32",
+            "--engine",
+            &engine.named("a"),
+        ],
+        &[],
+    );
+    engine.script([Script::stream().event("1").hold().event("2").end()]);
+    let json = ("content-type", "application/json");
+    let chat = written(
+        "POST",
+        "/v1/chat/completions",
+        &[json],
+        br#"{"model":"m","stream":true,"messages":[]}"#,
+    );
+    let mut events = http::send(orchd.address, &chat)
+        .expect("an answer")
+        .events();
+    assert_eq!(events.next().expect("an event").as_deref(), Some("1"));
+
+    let mut crowd = crowd(&orchd);
+    let slowest = (0..20).map(|_| ask(&orchd)).max();
+    eprintln!("the slowest of 20 requests beside a crowd thirty times too large: {slowest:?}");
+    assert!(slowest < Some(Duration::from_secs(2)));
+    // The first ones are gone.
+    let first = &mut crowd[0];
+    first
+        .set_read_timeout(Some(SOON))
+        .expect("a socket has timeouts");
+    assert_eq!(first.read(&mut [0]).unwrap_or(0), 0);
+    // Whoever was being served still is.
+    engine.go(0);
+    assert_eq!(events.next().expect("an event").as_deref(), Some("2"));
+    assert_eq!(events.next().expect("the end"), None);
+}
+
+#[test]
+fn a_head_that_is_too_large_is_told_so() {
+    let orchd = Process::start(&["serve"], &[]);
+    let large = "x".repeat(80 << 10);
+    let response = http::send(
+        orchd.address,
+        &written("GET", "/health", &[("x-large", &large)], b""),
+    )
+    .expect("an answer");
+    assert_eq!(response.status, 431);
+    let ample = "x".repeat(32 << 10);
+    let response = http::send(
+        orchd.address,
+        &written("GET", "/health", &[("x-ample", &ample)], b""),
+    )
+    .expect("an answer");
+    assert_eq!(response.status, 200);
+    eventually(SOON, "it serves others", || {
+        http::get(orchd.address, "/health")
+            .map(drop)
+            .map_err(|e| e.to_string())
+    });
+}
