@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::control::NodeFilter;
@@ -20,6 +20,10 @@ use super::{Api, ApiError, body};
 
 /// Nodes on a page unless told otherwise.
 const PAGE: usize = 1_000;
+/// Nodes of a list that are shown at one moment.
+const PART: usize = 64;
+/// How a list begins.
+const BEFORE_NODES: &str = "{\"nodes\":[";
 
 pub(super) fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, message)
@@ -229,7 +233,32 @@ pub(super) async fn list(
             _ => {}
         }
     }
-    Ok(Json(api.control.nodes(&filter)).into_response())
+    Ok(written(&api, &filter).await)
+}
+
+/// A list as it is sent: written a few nodes at a time, so that neither heartbeats nor this thread's other connections
+/// wait for ten thousand of them, and only its text is held whole.
+async fn written(api: &Api, filter: &NodeFilter) -> Response {
+    let (node_ids, mut list) = api.control.listing(filter);
+    let mut text = BEFORE_NODES.as_bytes().to_vec();
+    let mut count = 0;
+    for part in node_ids.chunks(PART) {
+        for node in api.control.listed(filter, part) {
+            if count > 0 {
+                text.push(b',');
+            }
+            count += 1;
+            serde_json::to_writer(&mut text, &node).expect("our own types always serialise");
+        }
+        tokio::task::yield_now().await;
+    }
+    list.count = count;
+    let rest = serde_json::to_string(&list).expect("our own types always serialise");
+    let rest = rest
+        .strip_prefix(BEFORE_NODES)
+        .expect("a list begins with its nodes, of which this one has none");
+    text.extend_from_slice(rest.as_bytes());
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 fn status(word: &str) -> Result<NodeStatus, ApiError> {

@@ -170,12 +170,14 @@ async fn what_was_acknowledged_is_there_in_the_next_life() {
     control.stop();
 
     let (control, admission) = start(&disk);
-    let list = control.nodes(&NodeFilter {
+    let filter = NodeFilter {
         limit: 10,
         ..NodeFilter::default()
-    });
-    let words: Vec<(&str, NodeStatus, bool)> = list
-        .nodes
+    };
+    let (node_ids, list) = control.listing(&filter);
+    assert_eq!((list.count, list.total, list.next), (2, 2, None));
+    let nodes = control.listed(&filter, &node_ids);
+    let words: Vec<(&str, NodeStatus, bool)> = nodes
         .iter()
         .map(|n| (n.node_id.as_str(), n.status, n.suspect))
         .collect();

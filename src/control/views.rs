@@ -26,6 +26,15 @@ pub struct NodeFilter {
     pub limit: usize,
 }
 
+impl NodeFilter {
+    fn matches(&self, node: &Node) -> bool {
+        let has = |(key, value): &(String, String)| node.record.labels.get(key) == Some(value);
+        node.record.departed == self.departed
+            && (self.status.is_empty() || self.status.contains(&node.status()))
+            && self.labels.iter().all(has)
+    }
+}
+
 impl Control {
     pub(super) fn show(&self, now: Now, node_id: &NodeId, node: &Node) -> NodeView {
         let counts = self.admission.counts(node_id);
@@ -39,47 +48,53 @@ impl Control {
         view
     }
 
-    /// Registered nodes, sorted by name.
+    /// Which nodes a list holds, sorted by name, and everything in it but them.
     #[must_use]
-    pub fn nodes(&self, filter: &NodeFilter) -> NodeList {
+    pub fn listing(&self, filter: &NodeFilter) -> (Vec<NodeId>, NodeList) {
         let registry = self.registry();
         let now = self.clock.both();
-        let mut matching: Vec<(&NodeId, &Node)> = registry
+        let mut matching: Vec<&NodeId> = registry
             .nodes()
-            .filter(|(_, node)| node.record.departed == filter.departed)
-            .filter(|(_, node)| filter.status.is_empty() || filter.status.contains(&node.status()))
-            .filter(|(_, node)| {
-                filter
-                    .labels
-                    .iter()
-                    .all(|(k, v)| node.record.labels.get(k) == Some(v))
-            })
+            .filter(|(_, node)| filter.matches(node))
+            .map(|(node_id, _)| node_id)
             .collect();
-        matching.sort_by_key(|(node_id, _)| *node_id);
-        let total = matching.len();
+        matching.sort_unstable();
         let start = filter.after.as_ref().map_or(0, |after| {
-            matching.partition_point(|(node_id, _)| *node_id <= after)
+            matching.partition_point(|node_id| *node_id <= after)
         });
         let page = &matching[start..];
         let more = page.len() > filter.limit;
         let page = &page[..page.len().min(filter.limit)];
-        NodeList {
-            nodes: page
-                .iter()
-                .map(|(node_id, node)| self.show(now, node_id, node))
-                .collect(),
+        let list = NodeList {
+            nodes: Vec::new(),
             count: page.len(),
-            total,
+            total: matching.len(),
             next: page
                 .last()
                 .filter(|_| more)
-                .map(|(node_id, _)| (*node_id).clone()),
+                .map(|node_id| (*node_id).clone()),
             fleet_hold: registry.hold().map(|hold| FleetHold {
                 since_ms: now.mono.since(hold.since),
                 nodes: hold.nodes,
                 ends_in_ms: hold.ends.since(now.mono),
             }),
-        }
+        };
+        (page.iter().map(|&node_id| node_id.clone()).collect(), list)
+    }
+
+    /// Some nodes of a [`listing`](Self::listing), at one moment. What has left it meanwhile is left out. Heartbeats wait
+    /// until it is made: ask for a few at a time.
+    #[must_use]
+    pub fn listed(&self, filter: &NodeFilter, node_ids: &[NodeId]) -> Vec<NodeView> {
+        let registry = self.registry();
+        let now = self.clock.both();
+        let nodes = node_ids
+            .iter()
+            .filter_map(|node_id| Some((node_id, registry.node(node_id)?)));
+        nodes
+            .filter(|(_, node)| filter.matches(node))
+            .map(|(node_id, node)| self.show(now, node_id, node))
+            .collect()
     }
 
     /// One registered node.

@@ -96,3 +96,67 @@ where
     // What comes later than that is not waited for.
     let _ = timeout(DISCARD_FOR, all).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(10);
+
+    /// A body of so many pieces, one after each pause; counts those that were taken.
+    fn pieces(
+        count: usize,
+        bytes: usize,
+        pause: Duration,
+        taken: &AtomicUsize,
+    ) -> impl Body<Data = Bytes, Error = std::io::Error> + Send {
+        StreamBody::new(Box::pin(stream::unfold(0, move |n| async move {
+            if n == count {
+                return None;
+            }
+            sleep(pause).await;
+            taken.fetch_add(1, Ordering::Relaxed);
+            Some((Ok(Frame::data(Bytes::from(vec![b'x'; bytes]))), n + 1))
+        })))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_pause_and_be_slow_but_not_for_ever() {
+        let second = Duration::from_secs(1);
+        let read = async |count, bytes, pause| {
+            let begun = Instant::now();
+            let read = collect(pieces(count, bytes, pause, &0.into()), 1 << 20, IDLE).await;
+            (read.map(|bytes| bytes.len()), begun.elapsed().as_secs())
+        };
+        assert!(matches!(read(9, 1, second).await, (Ok(9), 9)));
+        let stalled = |read| matches!(read, (Err(CollectError::Stalled { .. }), 10));
+        assert!(stalled(read(1_000, 1, second).await), "a byte a second");
+        assert!(stalled(read(2, 1, 11 * second).await), "a pause");
+        assert!(matches!(read(300, 1_100, second).await, (Ok(330_000), 300)));
+        // Quick at first, and then no more.
+        let (ended, after) = read(3, 200_000, 9 * second).await;
+        assert!(matches!((ended, after), (Ok(600_000), 27)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_too_large_is_read_for_a_while_so_that_its_client_hears_the_answer() {
+        let taken = AtomicUsize::new(0);
+        let body = pieces(64, 1 << 16, Duration::from_millis(1), &taken);
+        let read = collect(body, 1 << 20, IDLE).await;
+        assert!(matches!(read, Err(CollectError::TooLarge { limit }) if limit == 1 << 20));
+        assert_eq!(taken.into_inner(), 64);
+        let taken = AtomicUsize::new(0);
+        let body = pieces(10_000, 1 << 16, Duration::from_millis(1), &taken);
+        let begun = Instant::now();
+        let read = collect(body, 1 << 20, IDLE).await;
+        assert!(matches!(read, Err(CollectError::TooLarge { .. })));
+        assert!(begun.elapsed() < Duration::from_secs(3), "not for ever");
+    }
+}

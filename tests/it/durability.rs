@@ -29,6 +29,9 @@ const CLIENTS: usize = 4;
 /// Few, so that changes of one node follow each other closely.
 const NODES_OF_A_CLIENT: usize = 5;
 
+/// What deadlines are multiples of: longer than the test takes, so that what is left of one tells which it was.
+const DEADLINE_UNIT_MS: u64 = 10_000_000;
+
 /// Enough randomness for a test, from a seed: splitmix64.
 struct Random(u64);
 
@@ -62,6 +65,8 @@ enum Order {
     },
     Drain {
         reason: u64,
+        deadline: Option<u64>,
+        force: bool,
     },
     Undrain,
     Leave {
@@ -87,6 +92,9 @@ struct Drain {
     /// Unknown while the drain's acknowledgement has not come.
     id: Option<String>,
     reason: u64,
+    /// In units of [`DEADLINE_UNIT_MS`], rounded up.
+    deadline: Option<u64>,
+    force: bool,
 }
 
 /// The status and the node that the contract has for an order, given what is known before it.
@@ -107,9 +115,22 @@ fn outcome(order: &Order, before: Option<&Node>) -> (u16, Option<Node>) {
             };
             (200, Some(node))
         }
-        (&Order::Drain { reason }, Some(node)) if live.is_some() => {
-            let id = node.drain.as_ref().and_then(|drain| drain.id.clone());
-            let drain = Some(Drain { id, reason });
+        (
+            &Order::Drain {
+                reason,
+                deadline,
+                force,
+            },
+            Some(node),
+        ) if live.is_some() => {
+            // The same drain, described anew: what is not said again stays.
+            let known = node.drain.as_ref();
+            let drain = Some(Drain {
+                id: known.and_then(|drain| drain.id.clone()),
+                reason,
+                deadline: deadline.or(known.and_then(|drain| drain.deadline)),
+                force: force || known.is_some_and(|drain| drain.force),
+            });
             let drained = Node {
                 drain,
                 ..node.clone()
@@ -153,9 +174,16 @@ fn request(node_id: &str, order: &Order) -> Vec<u8> {
             let body = registration(node_id, *machine, *revision);
             ("POST", "/v2/nodes/register".to_owned(), Some(body))
         }
-        Order::Drain { reason } => {
+        Order::Drain {
+            reason,
+            deadline,
+            force,
+        } => {
             let reason = format!("r{reason}");
-            let body = json!({"requested_by": reason, "reason": reason});
+            let mut body = json!({"requested_by": reason, "reason": reason, "force": force});
+            if let Some(deadline) = deadline {
+                body["deadline_ms"] = json!(deadline * DEADLINE_UNIT_MS);
+            }
             ("POST", format!("{path}/drain"), Some(body))
         }
         Order::Undrain => ("DELETE", format!("{path}/drain"), None),
@@ -171,8 +199,9 @@ fn request(node_id: &str, order: &Order) -> Vec<u8> {
     written(method, &path, &[JSON], body.as_bytes())
 }
 
-/// A node as the server shows it; panics when its parts do not belong together.
-fn shown(view: &Value, departed: bool) -> Node {
+/// A node as the server shows it, with what its store holds of its drain and no answer tells once it is done; panics when
+/// its parts do not belong together.
+fn shown(view: &Value, departed: bool, drains: &BTreeMap<String, Value>) -> Node {
     let text = |value: &Value| {
         let text = value.as_str();
         text.unwrap_or_else(|| panic!("no text in {view}"))
@@ -193,9 +222,14 @@ fn shown(view: &Value, departed: bool) -> Node {
     let drain = view["drain"].as_object().map(|drain| {
         let reason = number(&drain["reason"]);
         assert_eq!(number(&drain["requested_by"]), reason, "half a drain");
+        let stored = &drains[view["node_id"].as_str().expect("a name")];
+        assert_eq!(stored["id"], drain["id"], "{stored}");
+        let left = stored["left_ms"].as_u64();
         Drain {
             id: Some(text(&drain["id"])),
             reason,
+            deadline: left.map(|left| left.div_ceil(DEADLINE_UNIT_MS)),
+            force: stored["force"].as_bool().expect("yes or no"),
         }
     });
     assert!(drain.is_some() || !departed, "nothing keeps {view}");
@@ -236,6 +270,8 @@ impl Client {
             },
             8..12 => Order::Drain {
                 reason: self.revision,
+                deadline: Some(1 + self.random.below(100)).filter(|deadline| deadline % 2 == 0),
+                force: self.random.below(4) == 0,
             },
             12..14 => Order::Undrain,
             14..16 => Order::Leave { forget: false },
@@ -330,14 +366,22 @@ fn body(response: Response) -> io::Result<Value> {
 }
 
 /// Everything the server knows.
-fn everything(address: SocketAddr) -> BTreeMap<String, Node> {
+fn everything(address: SocketAddr, store: &Connection) -> BTreeMap<String, Node> {
+    let drains: BTreeMap<String, Value> = store
+        .prepare("SELECT node_id, drain FROM drains")
+        .expect("it has this table")
+        .query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))
+        .expect("it can be read")
+        .map(|row| row.expect("two texts"))
+        .map(|(node_id, drain)| (node_id, serde_json::from_str(&drain).expect("JSON")))
+        .collect();
     let mut there = BTreeMap::new();
     for departed in [false, true] {
         let list = http::get_json(address, &format!("/v2/nodes?departed={departed}"));
         assert_eq!(list["next"], Value::Null);
         for view in list["nodes"].as_array().expect("a list") {
             let node_id = view["node_id"].as_str().expect("a name").to_owned();
-            let twice = there.insert(node_id, shown(view, departed));
+            let twice = there.insert(node_id, shown(view, departed, &drains));
             assert_eq!(twice, None, "registered and departed: {view}");
         }
     }
@@ -399,13 +443,13 @@ fn durability_nothing_acknowledged_is_lost_or_half_done_when_the_server_is_kille
         });
         in_all += answered.into_inner();
         server.start_again();
-        let mut there = everything(address);
+        let store = open(state.path());
+        let mut there = everything(address, &store);
         println!("round {round}: {} nodes, {in_all} answers", there.len());
         for client in &mut clients {
             client.check(&mut there);
         }
         assert!(there.is_empty(), "nobody registered {there:?}");
-        let store = open(state.path());
         for table in ["drains", "observed"] {
             let orphans = format!(
                 "SELECT count(*) FROM {table} WHERE node_id NOT IN (SELECT node_id FROM nodes)"

@@ -13,9 +13,10 @@ pub mod orchd;
 pub mod process;
 pub mod secure;
 
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -64,21 +65,25 @@ pub fn at_once<T: Send>(count: usize, act: impl Fn(usize) -> T + Sync) -> Vec<T>
 
 /// Ports that the system gives nobody who asks for any: below the range it takes those from (32768 on, by default).
 const OWN_PORTS: std::ops::Range<u16> = 10_000..30_000;
-/// Ports that a test has to itself, as long as no test with a process id 1,250 away runs at the same time.
-const PORTS_OF_A_TEST: u32 = 16;
 
-/// An address on loopback for a process that is still to be started. Nobody who binds to any port is given it meanwhile:
-/// with a port that was merely free, one test's process was found to listen where another test looked for its own.
+/// An address on loopback for a process that is still to be started. It is this test's own until the test ends: every
+/// test process that takes one, of whatever run on this machine, holds a lock on a file of its name. With a port that was
+/// merely free, one test's process was found to listen where another test looked for its own.
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let directory = std::env::temp_dir().join("orchd-test-ports");
+    fs::create_dir_all(&directory).expect("a directory for the locks");
     let range = u32::from(OWN_PORTS.end - OWN_PORTS.start);
-    let first = std::process::id() % (range / PORTS_OF_A_TEST) * PORTS_OF_A_TEST;
-    (0..range)
-        .map(|_| {
-            let offset = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % range;
-            let port = OWN_PORTS.start + u16::try_from(offset).expect("the range is of ports");
-            SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-        })
-        .find(|address| TcpListener::bind(address).is_ok())
-        .expect("one of so many ports is free")
+    for _ in 0..range {
+        let offset = (std::process::id() * 16 + NEXT.fetch_add(1, Ordering::Relaxed)) % range;
+        let port = OWN_PORTS.start + u16::try_from(offset).expect("the range is of ports");
+        let file = File::create(directory.join(port.to_string())).expect("a lock can be made");
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if file.try_lock().is_ok() && TcpListener::bind(address).is_ok() {
+            HELD.lock().expect("not poisoned").push(file);
+            return address;
+        }
+    }
+    panic!("none of so many ports is free");
 }
