@@ -7,6 +7,10 @@
 use std::io::{self, ErrorKind, IsTerminal as _, Write};
 
 use anstyle::{AnsiColor, Style};
+use comfy_table::presets::NOTHING;
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row, Table, Width,
+};
 use console::{Term, measure_text_width, truncate_str};
 
 /// Spaces between two columns.
@@ -114,6 +118,17 @@ pub struct Column {
 }
 
 impl Tone {
+    /// A cell of a table with this text. These colours are the terminal's own eight.
+    fn cell(self, text: &str) -> Cell {
+        let cell = Cell::new(text);
+        match self {
+            Self::Plain => cell,
+            Self::Good => cell.fg(Color::DarkGreen),
+            Self::Warn => cell.fg(Color::DarkYellow),
+            Self::Bad => cell.fg(Color::DarkRed),
+        }
+    }
+
     /// Its colour.
     #[must_use]
     pub fn style(self) -> Style {
@@ -182,47 +197,42 @@ pub fn draw(
         })
         .collect();
     let (shown, fitted) = arrange(columns, &full, width);
-    let style = |tone: Tone| if color { tone.style() } else { Style::new() };
-    let line = |cells: &mut dyn Iterator<Item = (&str, Style)>| {
-        let mut line = String::new();
-        for ((text, style), (at, width)) in cells.zip(shown.iter().zip(&fitted)) {
-            let mut text = truncate_str(text, usize::from(*width), "…");
-            if text.ends_with(" …") {
-                text = text.replace(" …", "…").into();
-            }
-            let room = usize::from(*width).saturating_sub(measure_text_width(&text));
-            let (before, after) = if columns[*at].right {
-                (room, 0)
-            } else {
-                (0, room)
-            };
-            let spaces = |count: usize| " ".repeat(count);
-            line += &format!(
-                "{}{style}{text}{style:#}{}",
-                spaces(before),
-                spaces(after + usize::from(GAP))
-            );
-        }
-        line.truncate(line.trim_end().len());
-        line
-    };
-    let bold = if color {
-        Style::new().bold()
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    // The arrangement is decided here, from the width given; the table itself must not look at the terminal.
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    if color {
+        table.enforce_styling();
     } else {
-        Style::new()
-    };
+        table.force_no_tty();
+    }
+    let names = shown.iter().map(|&at| {
+        let title = if headers { columns[at].title } else { "" };
+        Cell::new(title).add_attribute(Attribute::Bold)
+    });
+    table.set_header(Row::from(names));
+    for row in &rows {
+        let cells = shown.iter().map(|&at| row[at].1.cell(&row[at].0));
+        let mut row = Row::from(cells);
+        row.max_height(1);
+        table.add_row(row);
+    }
+    let last = shown.len().saturating_sub(1);
+    for (at, column) in table.column_iter_mut().enumerate() {
+        let gap = if at == last { 0 } else { GAP };
+        column.set_padding((0, gap));
+        if columns[shown[at]].right {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        if fitted[at] < full[shown[at]] {
+            column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(fitted[at] + gap)));
+        }
+    }
+    table.style_text_only();
+    let mut lines = table.lines().map(|line| line.trim_end().to_owned());
     Drawn {
-        header: line(&mut shown.iter().map(|&at| (columns[at].title, bold))),
-        rows: rows
-            .iter()
-            .map(|row| {
-                line(
-                    &mut shown
-                        .iter()
-                        .map(|&at| (row[at].0.as_str(), style(row[at].1))),
-                )
-            })
-            .collect(),
+        header: lines.next().unwrap_or_default(),
+        rows: lines.collect(),
     }
 }
 
