@@ -93,6 +93,12 @@ pub enum SecretsError {
 /// What a set of files holds: a digest over all of them, readable or not. The contents are not kept.
 type Seen = [u8; 32];
 
+/// A file as it was read once: a pipe gives its contents to the first reader only.
+struct Snapshot<'a> {
+    path: &'a Path,
+    content: io::Result<Vec<u8>>,
+}
+
 /// What was seen of a set of files, and what was done about it.
 #[derive(Debug, Default)]
 struct Watched {
@@ -135,22 +141,23 @@ impl Secrets {
     /// # Errors
     /// The first thing that is wrong.
     pub fn open(settings: Settings) -> Result<Self, SecretsError> {
-        let tokens = read_tokens(&settings)?;
-        let acceptor = match &settings.pair {
+        let (mut tokens, mut pair) = (Watched::default(), Watched::default());
+        let files = read_all(token_files(&settings));
+        tokens.settle(seen(&files));
+        let guard = Guard::new(read_tokens(&settings, files)?);
+        let files = read_all(pair_files(&settings));
+        pair.settle(seen(&files));
+        let acceptor = match pair_of(files)? {
             None => None,
-            Some(files) => Some(read_pair(files, Acceptor::new)?),
+            Some(read) => Some(Acceptor::new(read.pair())?),
         };
-        let mut secrets = Self {
-            guard: Guard::new(tokens),
-            acceptor,
+        Ok(Self {
             settings,
-            tokens: Watched::default(),
-            pair: Watched::default(),
-        };
-        let (tokens, pair) = (secrets.seen_tokens(), secrets.seen_pair());
-        secrets.tokens.settle(tokens);
-        secrets.pair.settle(pair);
-        Ok(secrets)
+            guard,
+            acceptor,
+            tokens,
+            pair,
+        })
     }
 
     /// Who is let in, and what is shown to others. What it is told, this keeps up to date.
@@ -169,7 +176,8 @@ impl Secrets {
     pub async fn watch(mut self, mut hangup: Signal) {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let has_files = !self.files().is_empty();
+        let has_files =
+            token_files(&self.settings).next().is_some() || self.settings.pair.is_some();
         loop {
             let asked = tokio::select! {
                 Some(()) = hangup.recv() => true,
@@ -194,60 +202,54 @@ impl Secrets {
         }
     }
 
-    fn files(&self) -> Vec<&Path> {
-        let pair = self.settings.pair.iter();
-        token_files(&self.settings)
-            .chain(pair.flat_map(|pair| [pair.cert.as_path(), pair.key.as_path()]))
-            .collect()
-    }
-
-    fn seen_tokens(&self) -> Seen {
-        seen(token_files(&self.settings))
-    }
-
-    fn seen_pair(&self) -> Seen {
-        let pair = self.settings.pair.iter();
-        seen(pair.flat_map(|pair| [pair.cert.as_path(), pair.key.as_path()]))
-    }
-
     /// Takes what has changed; `asked` takes it at once.
     fn look(&mut self, asked: bool) {
-        let now = self.seen_tokens();
+        let files = read_all(token_files(&self.settings));
+        let now = seen(&files);
         if self.tokens.is_due(now) || asked {
+            take_tokens(&self.settings, files, &self.guard);
             self.tokens.settle(now);
-            self.take_tokens();
         }
-        let now = self.seen_pair();
+        let files = read_all(pair_files(&self.settings));
+        let now = seen(&files);
         if self.pair.is_due(now) || asked {
+            if let Some(acceptor) = &self.acceptor {
+                take_pair(files, acceptor);
+            }
             self.pair.settle(now);
-            self.take_pair();
         }
     }
+}
 
-    fn take_tokens(&self) {
-        match read_tokens(&self.settings) {
-            Ok(tokens) if tokens == *self.guard.tokens() => {}
-            Ok(tokens) => {
-                say(&tokens, "the tokens were exchanged");
-                self.guard.replace(tokens);
-            }
-            Err(e) => {
-                warn!(error = %e, "the tokens in the file are not taken; those from before stay in force");
-            }
+fn take_tokens(settings: &Settings, files: Vec<Snapshot<'_>>, guard: &Guard) {
+    match read_tokens(settings, files) {
+        Ok(tokens) if tokens == *guard.tokens() => {}
+        Ok(tokens) => {
+            say(&tokens, "the tokens were exchanged");
+            guard.replace(tokens);
+        }
+        Err(e) => {
+            warn!(error = %e, "the tokens in the file are not taken; those from before stay in force");
         }
     }
+}
 
-    fn take_pair(&self) {
-        let (Some(files), Some(acceptor)) = (&self.settings.pair, &self.acceptor) else {
-            return;
-        };
-        match read_pair(files, |pair| acceptor.replace(pair)) {
-            Ok(()) => {
-                info!(cert = %files.cert.display(), "the certificate was read; who connects from now on is shown it")
-            }
-            Err(e) => {
-                warn!(error = %e, "the certificate is not taken; the one from before stays in use");
-            }
+fn take_pair(files: Vec<Snapshot<'_>>, acceptor: &Acceptor) {
+    let taken = pair_of(files).and_then(|read| match read {
+        None => Ok(None),
+        Some(read) => {
+            acceptor.replace(read.pair())?;
+            Ok(Some(read.cert_name))
+        }
+    });
+    match taken {
+        Ok(None) => {}
+        Ok(Some(cert)) => info!(
+            cert,
+            "the certificate was read; who connects from now on is shown it"
+        ),
+        Err(e) => {
+            warn!(error = %e, "the certificate is not taken; the one from before stays in use");
         }
     }
 }
@@ -271,10 +273,17 @@ fn token_files(settings: &Settings) -> impl Iterator<Item = &Path> {
         })
 }
 
-fn read_tokens(settings: &Settings) -> Result<Tokens, SecretsError> {
+fn pair_files(settings: &Settings) -> impl Iterator<Item = &Path> {
+    let pair = settings.pair.iter();
+    pair.flat_map(|pair| [pair.cert.as_path(), pair.key.as_path()])
+}
+
+fn read_tokens(settings: &Settings, files: Vec<Snapshot<'_>>) -> Result<Tokens, SecretsError> {
+    let mut files = files.into_iter();
+    // In the order of `token_files`.
     let tokens = Tokens {
-        api: tokens(&settings.api)?,
-        client: tokens(&settings.client)?,
+        api: tokens_of(&settings.api, &mut files)?,
+        client: tokens_of(&settings.client, &mut files)?,
     };
     tokens.suits(settings.listen)?;
     Ok(tokens)
@@ -285,53 +294,101 @@ fn read_tokens(settings: &Settings) -> Result<Tokens, SecretsError> {
 /// # Errors
 /// The file cannot be read, or holds something else.
 pub fn tokens(source: &Source) -> Result<Vec<Token>, SecretsError> {
+    let file = match source {
+        Source::File(path) => Some(path.as_path()),
+        Source::None | Source::Given(_) => None,
+    };
+    tokens_of(source, &mut read_all(file.into_iter()).into_iter())
+}
+
+/// The next of `files` is the one of `source`, if it has one.
+fn tokens_of<'a>(
+    source: &Source,
+    files: &mut impl Iterator<Item = Snapshot<'a>>,
+) -> Result<Vec<Token>, SecretsError> {
     match source {
         Source::None => Ok(Vec::new()),
         Source::Given(token) => Ok(vec![token.clone()]),
         Source::File(path) => {
-            let bytes = read(path)?;
-            auth::parse(&String::from_utf8_lossy(&bytes)).map_err(|source| SecretsError::BadFile {
-                path: path.clone(),
-                source,
+            let file = files.next().expect("every file was read");
+            let content = file.content()?;
+            auth::parse(&String::from_utf8_lossy(&content)).map_err(|source| {
+                SecretsError::BadFile {
+                    path: path.clone(),
+                    source,
+                }
             })
         }
     }
 }
 
-fn read_pair<T>(
-    files: &PairFiles,
-    take: impl FnOnce(Pair<'_>) -> Result<T, TlsError>,
-) -> Result<T, SecretsError> {
-    let (cert, key) = (read(&files.cert)?, read(&files.key)?);
-    let pair = Pair {
-        cert: &cert,
-        key: &key,
-        cert_name: &files.cert.display().to_string(),
-        key_name: &files.key.display().to_string(),
-    };
-    Ok(take(pair)?)
+/// A certificate and its key, as they were read.
+struct ReadPair {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    cert_name: String,
+    key_name: String,
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, SecretsError> {
-    let failed = |source| SecretsError::Read {
-        path: path.to_owned(),
-        source,
+impl ReadPair {
+    fn pair(&self) -> Pair<'_> {
+        Pair {
+            cert: &self.cert,
+            key: &self.key,
+            cert_name: &self.cert_name,
+            key_name: &self.key_name,
+        }
+    }
+}
+
+/// `None` when there is none to be had.
+fn pair_of(files: Vec<Snapshot<'_>>) -> Result<Option<ReadPair>, SecretsError> {
+    let mut files = files.into_iter();
+    let (Some(cert), Some(key)) = (files.next(), files.next()) else {
+        return Ok(None);
     };
+    let name = |file: &Snapshot<'_>| file.path.display().to_string();
+    Ok(Some(ReadPair {
+        cert_name: name(&cert),
+        key_name: name(&key),
+        cert: cert.content()?,
+        key: key.content()?,
+    }))
+}
+
+impl Snapshot<'_> {
+    fn content(self) -> Result<Vec<u8>, SecretsError> {
+        self.content.map_err(|source| SecretsError::Read {
+            path: self.path.to_owned(),
+            source,
+        })
+    }
+}
+
+fn read_all<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Snapshot<'a>> {
+    paths
+        .map(|path| Snapshot {
+            path,
+            content: read(path),
+        })
+        .collect()
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(MAX_FILE_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    File::open(path)?
+        .take(MAX_FILE_BYTES)
+        .read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 /// Contents rather than times of change: those of a file that is replaced by an older one go back, and a file that is
 /// written twice within one tick of the file system's clock keeps its own.
-fn seen<'a>(files: impl Iterator<Item = &'a Path>) -> Seen {
+fn seen(files: &[Snapshot<'_>]) -> Seen {
     let mut digest = Sha256::new();
-    for path in files {
-        let content: [u8; 32] = match read(path) {
-            Ok(bytes) => Sha256::digest(&bytes).into(),
+    for file in files {
+        let content: [u8; 32] = match &file.content {
+            Ok(bytes) => Sha256::digest(bytes).into(),
             Err(e) => Sha256::digest(format!("not read: {e}")).into(),
         };
         digest.update(content);
@@ -407,6 +464,16 @@ mod tests {
         fs::write(&file, NEW).expect("written");
         secrets.look(true);
         assert_eq!(api(&secrets), prints(&[NEW]));
+    }
+
+    #[test]
+    fn a_pipe_is_read_once() {
+        let (read, mut write) = std::io::pipe().expect("a pipe");
+        io::Write::write_all(&mut write, OLD.as_bytes()).expect("written");
+        drop(write);
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&read));
+        let secrets = Secrets::open(settings(Path::new(&path), "127.0.0.1:1")).expect("good");
+        assert_eq!(api(&secrets), prints(&[OLD]));
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! TLS: what this process shows to those who connect to it, and whom it trusts when it connects to others.
 //!
+//! Whom to trust is one setting of the whole process, as rustls' provider is: the relay, the readers of engines and the
+//! client dial from many places, and none of them may have an opinion of its own.
+//!
 //! Invariants: there is no way to connect without verifying; what a peer did wrong is told in words that say what to do;
 //! a pair that does not fit together never replaces one that does. Called by `listen`, `relay`, `engines`, `client` and
 //! `secrets`; `commands` says once, before anything connects, which authority is trusted besides the system's.
@@ -136,14 +139,14 @@ pub fn client_config() -> Result<Arc<ClientConfig>, TlsError> {
 /// Speaks TLS on a connection to `origin`, after making sure that it is who it should be.
 ///
 /// # Errors
-/// `InvalidData` with what is wrong with the other side's certificate; else what the connection says.
+/// `InvalidData` with what is wrong with the other side's certificate or name; else what the connection says.
 pub async fn connect(
     origin: &Origin,
     stream: TcpStream,
 ) -> io::Result<client::TlsStream<TcpStream>> {
     let config = client_config().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     let name = ServerName::try_from(origin.host.clone())
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     TlsConnector::from(config)
         .connect(name, stream)
         .await

@@ -27,7 +27,7 @@ use utoipa_axum::routes;
 use crate::auth::{Area, Denied, Guard};
 use crate::control::Control;
 use crate::listen;
-use crate::types::{Availability, ErrorCode, PoolList, VERSION, Version};
+use crate::types::{Availability, ErrorCode, PoolList, VERSION, Version, millis};
 
 use openapi::Guarded;
 
@@ -141,7 +141,7 @@ impl Api {
                 Denied::Missing | Denied::Wrong => ErrorCode::Unauthorized,
                 Denied::Forbidden => ErrorCode::Forbidden,
             };
-            let mut response = ApiError::new(code, denied.to_string()).into_response();
+            let mut response = self.shaped(path, ApiError::new(code, denied.to_string()));
             if code == ErrorCode::Forbidden {
                 return Some(response);
             }
@@ -154,9 +154,25 @@ impl Api {
         if self.profile == Profile::Home && about_nodes {
             let message = "this is a HOME control plane: it has no nodes; start it with `orchd serve --cloud` (or \
                            ORCHESTRATORD_CLOUD_PROFILE=true) for a fleet";
-            return Some(ApiError::new(ErrorCode::CloudProfileDisabled, message).into_response());
+            return Some(self.shaped(
+                path,
+                ApiError::new(ErrorCode::CloudProfileDisabled, message),
+            ));
         }
         None
+    }
+
+    /// A refusal before the body was read, in the form that old clients of this call know.
+    fn shaped(&self, path: &str, refusal: ApiError) -> Response {
+        let of_node = path.strip_prefix("/v2/nodes/").unwrap_or_default();
+        let refusal = if of_node == "register" {
+            refusal.of_register(String::new())
+        } else if of_node.ends_with("/heartbeat") {
+            refusal.of_heartbeat(millis(self.control.heartbeat_interval()))
+        } else {
+            refusal
+        };
+        refusal.into_response()
     }
 }
 

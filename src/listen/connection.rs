@@ -49,10 +49,13 @@ pub(super) async fn serve<H: Handler>(
     let Some(acceptor) = tls else {
         return http(stream, handler, place, stopped).await;
     };
+    let shaking = shake_hands(stream, &acceptor);
+    tokio::pin!(shaking);
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(stream, &acceptor)) => shaken,
+        shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking.as_mut()) => shaken,
         () = place.asked_to_leave() => return,
-        _ = stop_asked(&mut stopped) => return,
+        // Whoever connected before the stop is answered.
+        _ = stop_asked(&mut stopped) => tokio::time::timeout(LINGER, shaking.as_mut()).await,
     };
     match shaken {
         Ok(Ok(Some(stream))) => http(stream, handler, place, stopped).await,

@@ -6,15 +6,12 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::task::Id;
-
-/// Stands for "a request is in hand" where otherwise the moment is at which the connection became idle.
-const IN_HAND: u64 = u64::MAX;
 
 /// Connections of one thread.
 #[derive(Debug, Default)]
@@ -31,6 +28,9 @@ pub(super) struct Places {
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Place {
+    /// Requests in hand: one, or for a moment two, when the next of a connection is there before the last is put away.
+    in_hand: AtomicU32,
+    /// The moment at which it became idle, while it is.
     idle_since: AtomicU64,
     moments: Arc<AtomicU64>,
     /// It has been asked to leave.
@@ -44,6 +44,7 @@ impl Places {
     /// A new connection, which is idle until its first request is there.
     pub fn take(&self) -> Arc<Place> {
         let place = Place {
+            in_hand: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             moments: Arc::clone(&self.moments),
             asked: AtomicBool::new(false),
@@ -83,12 +84,11 @@ impl Places {
             .iter()
             .filter(|(id, place)| {
                 let just_came = self.newest == Some(**id) && !place.has_served();
-                !just_came && !place.asked.load(Ordering::Relaxed)
+                place.is_idle() && !just_came && !place.asked.load(Ordering::Relaxed)
             })
-            .map(|(_, place)| (place.idle_since.load(Ordering::Relaxed), place))
-            .filter(|(since, _)| *since != IN_HAND)
-            .min_by_key(|(since, _)| *since);
-        let Some((_, place)) = idle else { return false };
+            .map(|(_, place)| place)
+            .min_by_key(|place| place.idle_since.load(Ordering::Relaxed));
+        let Some(place) = idle else { return false };
         place.asked.store(true, Ordering::Relaxed);
         place.leave.notify_one();
         self.leaving += 1;
@@ -100,7 +100,7 @@ impl Place {
     /// A request is in hand until the guard is dropped.
     pub fn work(self: &Arc<Self>) -> InHand {
         self.served.store(true, Ordering::Relaxed);
-        self.idle_since.store(IN_HAND, Ordering::Relaxed);
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
         InHand(Arc::clone(self))
     }
 
@@ -110,7 +110,7 @@ impl Place {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.idle_since.load(Ordering::Relaxed) != IN_HAND
+        self.in_hand.load(Ordering::Relaxed) == 0
     }
 
     /// Whether the last bytes of an answer may still be on their way.
@@ -131,6 +131,7 @@ pub(super) struct InHand(Arc<Place>);
 impl Drop for InHand {
     fn drop(&mut self) {
         self.0.rest();
+        self.0.in_hand.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -98,11 +98,11 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
     let address = listener.local_addr().map_err(ServeError::System)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
+    let hangup = signal(SignalKind::hangup()).map_err(ServeError::System)?;
     // A write beyond the limit on the size of files is an error like a full disk, and not the end of the process: the
     // signal that would be it is heard and passed over, here and after the stream of it is gone.
     let _too_large =
         signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map_err(ServeError::System)?;
-    let hangup = signal(SignalKind::hangup()).map_err(ServeError::System)?;
 
     let (profile, store): (Profile, Box<dyn Store>) = match &settings.setup {
         Setup::Home { .. } => (Profile::Home, Box::new(MemoryStore::default())),

@@ -620,3 +620,49 @@ fn an_announced_node_is_whichever_machine_comes_first() {
         (&json!("a"), &json!("new"))
     );
 }
+
+#[test]
+fn a_drain_is_kept_over_a_killed_server_and_an_agent_that_stops_and_returns() {
+    let engine = ScriptedEngine::start("m", 1);
+    let mut fleet = Fleet::start(&["--node-timeout", "3s"]);
+    let status = |fleet: &Fleet, wanted: &str| {
+        eventually(SOON, &format!("it is {wanted}"), || {
+            match &fleet.ask("GET", "/v2/nodes/n", &Value::Null).json()["status"] {
+                status if *status == wanted => Ok(()),
+                status => Err(status.to_string()),
+            }
+        });
+    };
+    let mut agent = Orchd::agent(&fleet.orchd.url(), "n", &[engine.url()]);
+    status(&fleet, "Online");
+    let drained = fleet
+        .orchd
+        .command(&["nodes", "drain", "n", "--reason", "kernel"]);
+    assert_eq!(drained.exit, Some(0), "{}", drained.stderr);
+    fleet.orchd.kill9();
+    fleet.orchd.start_again();
+    status(&fleet, "Draining");
+    agent.terminate();
+    assert_eq!(agent.wait(SOON), Some(0), "it leaves in good order");
+    assert_eq!(fleet.get("/v2/nodes")["total"], 0);
+    let departed = fleet.get("/v2/nodes?departed=true");
+    assert_eq!(
+        departed["nodes"][0]["drain"]["reason"], "kernel",
+        "{departed}"
+    );
+    fleet.orchd.kill9();
+    fleet.orchd.start_again();
+    agent.start_again();
+    status(&fleet, "Draining");
+    // That it was done may not have been written when the server was killed; the agent says so again.
+    eventually(SOON, "the same drain is done", || {
+        match &fleet.node("n")["drain"] {
+            drain if drain["reason"] == "kernel" && drain["state"] == "drained" => Ok(()),
+            drain => Err(drain.to_string()),
+        }
+    });
+    assert_eq!(fleet.get("/v2/catalog/availability")["models"], json!([]));
+    let undrained = fleet.orchd.command(&["nodes", "undrain", "n"]);
+    assert_eq!(undrained.exit, Some(0), "{}", undrained.stderr);
+    status(&fleet, "Online");
+}

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
@@ -124,6 +125,9 @@ fn ask(orchd: &Process) -> Duration {
 
 /// A thousand connections that say nothing, and some that begin a request and never finish it.
 fn crowd(orchd: &Process) -> Vec<TcpStream> {
+    // Shells start programs with a limit that is just too low for this.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit it may be set");
     let mut crowd: Vec<TcpStream> = (0..1_000)
         .map(|_| TcpStream::connect(orchd.address).expect("a connection"))
         .collect();

@@ -1,13 +1,19 @@
 //! TLS from one end to the other: control plane, agent, commands, engines.
 
-use std::net::SocketAddr;
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
+use rustls::{ClientConnection, StreamOwned};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::scripted_engine::{Script, ScriptedEngine};
 use crate::support::eventually;
 use crate::support::http::{self, written};
-use crate::support::secure::{Authority, Issued, Process, SOON, command, https, write};
+use crate::support::secure::{
+    Authority, Issued, Process, SOON, command, https, https_begin, write,
+};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const BEARER: (&str, &str) = ("authorization", "Bearer 0123456789abcdef0123456789abcdef");
@@ -52,6 +58,18 @@ impl Files {
             ("ORCHD_CA", &self.ca),
             ("ORCHD_API_TOKEN", TOKEN),
         ]
+    }
+
+    /// Sends a request over TLS and reads the first bytes of the answer. Dropping it is leaving.
+    fn begin(
+        &self,
+        address: SocketAddr,
+        request: &[u8],
+    ) -> StreamOwned<ClientConnection, TcpStream> {
+        let mut stream =
+            https_begin(address, &self.authority.pem(), request).expect("a connection");
+        stream.read_exact(&mut [0]).expect("an answer");
+        stream
     }
 
     /// GET over TLS; status line, headers and body as they came.
@@ -109,7 +127,7 @@ fn a_fleet_speaks_tls_on_every_hop() {
 
     // A stream through both hops, byte for byte.
     engine.script([Script::stream()
-        .events(3, std::time::Duration::from_millis(20))
+        .events(3, Duration::from_millis(20))
         .event("[DONE]")
         .end()]);
     let chat = json!({"model": "m", "stream": true, "messages": []}).to_string();
@@ -137,6 +155,16 @@ fn a_fleet_speaks_tls_on_every_hop() {
         seen.iter().all(Option::is_some) && seen.is_sorted(),
         "{answer}"
     );
+
+    // A client that leaves in the middle is gone for the engine as well, at once.
+    engine.script([Script::stream().event("1").silence()]);
+    let begun = files.begin(plane.address, &request);
+    engine.wait_for(2);
+    let left = Instant::now();
+    drop(begun);
+    let found = engine.wait_left(1).saturating_duration_since(left);
+    eprintln!("the engine saw the client leave {found:?} after it did");
+    assert!(found < Duration::from_secs(2), "after {found:?}");
 
     // An operator, by the authority's file.
     let list = ["nodes", "list", "--server", &server, "-o", "json"];

@@ -102,6 +102,17 @@ fn a_clients_token_opens_v1_and_nothing_else() {
         (&json!("FORBIDDEN"), &json!(false))
     );
     assert_eq!(body["error"], body["message"]);
+    // Old clients find what they know in a refusal as well.
+    for (path, field) in [
+        ("/v2/nodes/register", "node_id"),
+        ("/v2/nodes/x/heartbeat", "next_heartbeat_ms"),
+    ] {
+        for token in [None, Some(CLIENT), Some(OLD)] {
+            let body = send(at, "POST", path, token, "{}").json();
+            assert_eq!(body["success"], false, "{body}");
+            assert!(!body[field].is_null(), "{body}");
+        }
+    }
     // A command with a client's token is told so.
     let server = format!("http://{at}");
     let ran = command(

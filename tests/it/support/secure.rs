@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConnection, StreamOwned};
 use tempfile::TempDir;
 
 use crate::fake_control_plane::{Ran, orchd};
@@ -145,9 +146,12 @@ pub fn write(dir: &Path, name: &str, text: &str) -> String {
     path.to_str().expect("a path in UTF-8").to_owned()
 }
 
-/// Sends a request as it is written over TLS, trusting the authority of this certificate alone, and gives all that comes
-/// back before the other side closes.
-pub fn https(address: SocketAddr, ca: &str, request: &[u8]) -> io::Result<String> {
+/// Sends a request as it is written over TLS, trusting the authority of this certificate alone.
+pub fn https_begin(
+    address: SocketAddr,
+    ca: &str,
+    request: &[u8],
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(ca.as_bytes()).expect("a certificate");
     roots.add(ca).expect("a certificate");
@@ -161,10 +165,15 @@ pub fn https(address: SocketAddr, ca: &str, request: &[u8]) -> io::Result<String
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SOON))?;
     let name = ServerName::from(address.ip());
-    let connection =
-        rustls::ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
-    let mut stream = rustls::StreamOwned::new(connection, stream);
+    let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+    let mut stream = StreamOwned::new(connection, stream);
     stream.write_all(request)?;
+    Ok(stream)
+}
+
+/// The same, and gives all that comes back before the other side closes.
+pub fn https(address: SocketAddr, ca: &str, request: &[u8]) -> io::Result<String> {
+    let mut stream = https_begin(address, ca, request)?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
