@@ -230,7 +230,15 @@ impl Node {
             beat.pools = moved(before, &pools);
         }
         self.former.clear();
-        self.pools = pools;
+        if beat.descriptors_changed {
+            self.pools = pools;
+        } else {
+            // What is known already stays where it is: to let it go for an equal copy would touch, and scatter, memory of
+            // a fleet that no cache holds.
+            for (known, new) in self.pools.iter_mut().zip(pools) {
+                known.take_reading(new);
+            }
+        }
         beat
     }
 

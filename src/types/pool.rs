@@ -133,6 +133,33 @@ impl PoolStatus {
             && self.n_ctx == other.n_ctx
     }
 
+    /// Takes over everything but the [`descriptor`](Self::descriptor), which is the [same](Self::same_descriptor).
+    pub fn take_reading(&mut self, new: Self) {
+        let Self {
+            pool_id: _,
+            ready,
+            draining,
+            slots_free,
+            slots_total: _,
+            vram_free_bytes,
+            engine: _,
+            url: _,
+            state,
+            models_available: _,
+            engine_version: _,
+            n_ctx: _,
+            in_flight,
+            detail,
+        } = new;
+        self.ready = ready;
+        self.draining = draining;
+        self.slots_free = slots_free;
+        self.vram_free_bytes = vram_free_bytes;
+        self.state = state;
+        self.in_flight = in_flight;
+        self.detail = detail;
+    }
+
     /// The reading of slots in it, or `None` when it tells none.
     #[must_use]
     pub fn sample(&self) -> Option<Sample> {
