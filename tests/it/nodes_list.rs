@@ -155,7 +155,10 @@ fn colours_follow_the_news_and_do_not_move_the_columns() {
             ..PLAIN
         },
     );
-    assert!(colored.contains("\u{1b}[38;5;2mOnline\u{1b}[39m"), "{colored:?}");
+    assert!(
+        colored.contains("\u{1b}[38;5;2mOnline\u{1b}[39m"),
+        "{colored:?}"
+    );
     let stripped: String = anstream::adapter::strip_str(&colored).to_string();
     assert_eq!(stripped, plain);
 }
