@@ -94,8 +94,10 @@ impl Reader {
             // At once, so that the client knows that it is connected, and from which place on.
             return Some(self.place());
         }
+        // One silence, however many events it holds that are not for this reader.
+        let ping = tokio::time::Instant::now() + PING;
         loop {
-            match tokio::time::timeout(PING, self.events.next()).await {
+            match tokio::time::timeout_at(ping, self.events.next()).await {
                 Err(_) => return Some(self.place()),
                 Ok(told) => {
                     let text = self.text(&told?);

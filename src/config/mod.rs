@@ -256,11 +256,18 @@ fn is_secret(arg: &Arg) -> bool {
     arg.is_hide_env_values_set()
 }
 
+/// Whether a flag or a variable sets it. An empty variable is as good as none: a file that sets it would else be undone by
+/// `NAME=` in somebody's environment.
 fn is_explicit(arg: &Arg, matches: &ArgMatches) -> bool {
-    matches!(
-        matches.value_source(arg.get_id().as_str()),
-        Some(ValueSource::CommandLine | ValueSource::EnvVariable)
-    )
+    let id = arg.get_id().as_str();
+    match matches.value_source(id) {
+        Some(ValueSource::CommandLine) => true,
+        Some(ValueSource::EnvVariable) => {
+            let mut values = matches.get_raw(id).into_iter().flatten();
+            values.any(|value| !value.is_empty())
+        }
+        _ => false,
+    }
 }
 
 fn globals(leaf: &Command, matches: &ArgMatches) -> Vec<OsString> {

@@ -308,12 +308,18 @@ impl Control {
         if beat.trusted_again && registry.hold().is_some() {
             self.nudge.notify_one();
         }
-        self.settle(&mut registry, now, node_id);
-        let node = registry.node(node_id).ok_or_else(|| Refusal::UnknownNode {
+        let unknown = || Refusal::UnknownNode {
             node_id: node_id.clone(),
-        })?;
+        };
+        self.tell_beat(
+            now,
+            node_id,
+            registry.node(node_id).ok_or_else(unknown)?,
+            beat,
+        );
+        self.settle(&mut registry, now, node_id);
+        let node = registry.node(node_id).ok_or_else(unknown)?;
         let status = node.status();
-        self.tell_beat(now, node_id, node, beat);
         Ok(HeartbeatReply {
             success: true,
             next_heartbeat_ms: self.settings.heartbeat_interval_ms,
@@ -404,8 +410,9 @@ impl Control {
 
     /// Moves every deadline by as much as this process was stopped, which shows in waking up later than at `wake`.
     fn allow_for_pause(&self, wake: Mono) {
-        let mut registry = self.registry();
+        // Before the lock is waited for: whoever holds it for long does not stop this process.
         let now = self.clock.both();
+        let mut registry = self.registry();
         let late_ms = now.mono.since(wake);
         if late_ms > PAUSE_MS {
             info!(

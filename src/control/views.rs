@@ -185,7 +185,8 @@ impl Control {
             {
                 for model in &pool.models_available {
                     let (nodes, slots) = models.entry(model).or_default();
-                    if !nodes.contains(&node_id) {
+                    // Pools come node by node: it is the last one, or not there yet.
+                    if nodes.last() != Some(&node_id) {
                         nodes.push(node_id);
                     }
                     *slots += u64::from(pool.slots_total.unwrap_or(1));

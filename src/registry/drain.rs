@@ -134,6 +134,20 @@ impl Drain {
         }
     }
 
+    /// This order, and what has come of the same drain while the order was being written.
+    pub(super) fn going_on(self, live: &Self) -> Self {
+        Self {
+            cut: live.cut,
+            done: live.done,
+            unverified: live.unverified,
+            progress: Progress {
+                ends: self.progress.ends,
+                ..live.progress.clone()
+            },
+            ..self
+        }
+    }
+
     /// The process was stopped for `gap_ms`, which does not count.
     pub(super) fn paused(&mut self, gap_ms: Millis) {
         self.progress.ends = self.progress.ends.map(|ends| ends.plus(gap_ms));

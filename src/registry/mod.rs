@@ -292,7 +292,13 @@ impl Registry {
         };
         match drain {
             Edit::Keep => {}
-            Edit::Set(drain) => node.drain = Some(drain),
+            Edit::Set(drain) => {
+                let amended = match &node.drain {
+                    Some(live) if live.id == drain.id => drain.going_on(live),
+                    _ => drain,
+                };
+                node.drain = Some(amended);
+            }
             Edit::Clear => node.drain = None,
         }
         if speaker != Speaker::Same {

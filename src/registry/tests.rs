@@ -430,3 +430,36 @@ fn what_is_unknown_is_refused_by_name() {
         Err(Refusal::NoAddress { node_id: id("n1") })
     );
 }
+
+#[test]
+fn a_repeated_drain_order_takes_nothing_back_that_happened_while_it_was_written() {
+    let mut f = Fleet::new();
+    f.register(at(0), "n1");
+    f.beat(at(1), "n1");
+    f.drain(at(2), "n1");
+    let again = Intent::Drain {
+        node_id: id("n1"),
+        request: DrainRequest {
+            deadline_ms: Some(5_000),
+            ..DrainRequest::default()
+        },
+        drain_id: "other".into(),
+        running: 2,
+    };
+    let decided = f.0.decide(at(3), &again).expect("decides");
+    f.0.cut(&id("n1"), 2);
+    let drain_id =
+        f.0.node(&id("n1"))
+            .and_then(|n| n.drain.as_ref())
+            .map(|d| d.id.clone());
+    let mut body = beat_body(None, None);
+    body.drain_ack = Some(DrainAck {
+        id: drain_id.expect("draining"),
+        in_flight: 0,
+    });
+    f.0.beat(at(4), &id("n1"), body).expect("beats");
+    assert!(f.0.settle(&id("n1"), 0));
+    f.0.commit(at(5), decided);
+    let drain = f.view(at(5), "n1").drain.expect("draining");
+    assert_eq!((drain.state, drain.cut), (DrainState::Drained, 2));
+}

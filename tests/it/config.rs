@@ -169,6 +169,20 @@ fn a_variable_that_turns_something_off_beats_a_file_that_turns_it_on() {
 }
 
 #[test]
+fn an_empty_variable_does_not_undo_what_the_file_sets() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("orchd.toml");
+    let token = "file-file-file-file-file-file-file-1";
+    std::fs::write(&file, format!("api_token = {token:?}\n")).expect("written");
+    let path = file.to_str().expect("UTF-8");
+    let (shown, _) = show(
+        &["--config", path],
+        &[("ORCHD_API_TOKEN", ""), ("ORCHD_TLS_CERT", "")],
+    );
+    assert_eq!(shown["api_token"][1], "file", "{shown:?}");
+}
+
+#[test]
 fn the_file_is_the_one_named_by_flag_else_by_variable_else_the_users() {
     let files = Files::new();
     let users = files.write("orchd/config.toml", "admission_capacity = 1\n");
