@@ -2,19 +2,19 @@
 //! control plane for the names of nodes.
 //!
 //! Invariants: it says nothing but candidates, whatever goes wrong; it asks for no longer than half a second; server and
-//! token are those of the command line being completed, else of the environment. Called by `main` before anything
-//! else, since a shell that completes wants an answer and nothing of what a command does.
+//! token are those of the command line being completed, else of the environment, else of the configuration file. Called
+//! by `main` before anything else, since a shell that completes wants an answer and nothing of what a command does.
 
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::FromArgMatches as _;
 use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
-use crate::cli::{self, ConnectArgs};
+use crate::cli;
 use crate::client::{Client, NodesQuery};
 use crate::commands::door;
+use crate::config;
 use crate::types::NodeView;
 
 /// What a person waits for names after pressing a key.
@@ -83,11 +83,12 @@ fn candidates(wanted: fn(&NodeView) -> bool) -> Vec<CompletionCandidate> {
 fn nodes() -> Option<Vec<NodeView>> {
     // After the dashes stands what is being completed.
     let words = std::env::args_os().skip_while(|word| word != "--").skip(1);
-    let matches = cli::command()
-        .ignore_errors(true)
-        .try_get_matches_from(rejoined(words))
-        .ok()?;
-    let connect = ConnectArgs::from_arg_matches(&matches).ok()?;
+    // A command line in the making lacks things; its global options are settings all the same, with those of the
+    // environment and of the file.
+    let mut whole: Vec<OsString> = vec!["orchd".into()];
+    whole.extend(globals(&rejoined(words)));
+    whole.extend(["pools".into(), "list".into()]);
+    let connect = config::load(whole).ok()?.cli.connect;
     door::trust(connect.api.ca.as_deref()).ok()?;
     let guard = door::shown(connect.api.tokens().ok()?).ok()?;
     let client = Client::guarded(connect.servers, guard, PATIENCE).ok()?;
@@ -100,6 +101,30 @@ fn nodes() -> Option<Vec<NodeView>> {
         tokio::time::timeout(PATIENCE, client.nodes(&query)).await
     });
     Some(list.ok()?.ok()?.nodes)
+}
+
+/// The global options among the words, with their values.
+fn globals(words: &[OsString]) -> Vec<OsString> {
+    let definition = cli::command();
+    let names: Vec<String> = definition
+        .get_arguments()
+        .filter(|arg| arg.is_global_set() && arg.get_action().takes_values())
+        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+        .collect();
+    let mut found = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy();
+        if names.iter().any(|name| *name == text) {
+            found.push(word.clone());
+            found.extend(words.next().cloned());
+        } else if let Some((name, _)) = text.split_once('=')
+            && names.iter().any(|other| other == name)
+        {
+            found.push(word.clone());
+        }
+    }
+    found
 }
 
 /// Bash breaks words at `:` and `=`; an address comes in pieces, and is put together again.
@@ -134,5 +159,22 @@ mod tests {
             rejoined(words.into_iter().map(OsString::from)),
             ["orchd", "--server=http://h", "nodes"]
         );
+    }
+
+    #[test]
+    fn global_options_are_found_wherever_they_stand_with_their_values() {
+        let words = [
+            "orchd",
+            "nodes",
+            "--server=http://h",
+            "get",
+            "-o",
+            "json",
+            "--api-token",
+            "t",
+            "gpu",
+        ]
+        .map(OsString::from);
+        assert_eq!(globals(&words), ["--server=http://h", "--api-token", "t"]);
     }
 }

@@ -91,6 +91,39 @@ fn the_server_on_the_command_line_is_asked_even_though_bash_breaks_its_address()
 }
 
 #[test]
+fn server_and_token_come_from_the_configuration_file_too_below_the_environment() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("orchd.toml");
+    let file = file.to_str().expect("UTF-8");
+    let (flag, variable) = (
+        format!("orchd nodes get --config {file} other"),
+        "orchd nodes get other".to_owned(),
+    );
+    let elsewhere = silent_port();
+    for (words, environment, overruled) in [
+        (&flag, vec![], false),
+        (&variable, vec![("ORCHD_CONFIG", file)], false),
+        (&variable, vec![("ORCHD_CONFIG", file)], true),
+    ] {
+        let fake = Fake::start([step(LIST, 200, &fleet())]);
+        let url = fake.url();
+        let server = if overruled { &elsewhere } else { &url };
+        let text = format!("server = \"{server}\"\napi_token = \"sesame\"\n");
+        std::fs::write(file, text).expect("the file is written");
+        let mut environment = environment;
+        if overruled {
+            environment.push(("ORCHD_SERVER", url.as_str()));
+        }
+        let (seen, errors) = offered(words, &environment);
+        assert_eq!((seen, errors.as_str()), (owned(&["other"]), ""), "{words}");
+        assert_eq!(
+            fake.asked()[0].authorization.as_deref(),
+            Some("Bearer sesame")
+        );
+    }
+}
+
+#[test]
 fn without_a_control_plane_there_are_no_names_and_no_noise() {
     let nobody = silent_port();
     let begun = Instant::now();
@@ -102,6 +135,10 @@ fn without_a_control_plane_there_are_no_names_and_no_noise() {
         "orchd nodes get gpu",
         &[("ORCHD_SERVER", fake.url().as_str())],
     );
+    assert_eq!((seen.join(""), errors.as_str()), (String::new(), ""));
+
+    // A file that cannot be read as one.
+    let (seen, errors) = offered("orchd nodes get gpu", &[("ORCHD_CONFIG", "/dev/null/no")]);
     assert_eq!((seen.join(""), errors.as_str()), (String::new(), ""));
 
     // Accepts in its backlog, and never answers.
