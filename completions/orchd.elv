@@ -1,3 +1,13 @@
+# What orchd completes, besides the options of each and the names of nodes:
+#   orchd serve
+#   orchd agent
+#   orchd nodes list|get|register|drain|undrain|remove|wait
+#   orchd pools list
+#   orchd models list
+#   orchd events
+#   orchd config show|check|unit
+#   orchd completions
+#   orchd man
 
 set edit:completion:arg-completer[orchd] = { |@words|
     var index = (count $words)

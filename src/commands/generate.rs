@@ -68,7 +68,8 @@ pub fn man(dir: Option<&Path>) -> anyhow::Result<ExitCode> {
 }
 
 /// The completion script of a shell, under the name the shell looks for. It asks the `orchd` on the path what could stand
-/// next, so that it is never older than the executable, and names of nodes are those of the moment.
+/// next, so that it is never older than the executable, and names of nodes are those of the moment. A comment lists the
+/// verbs, so that a reader sees what is completed.
 ///
 /// # Panics
 /// Never: each of [`SHELLS`] is known to the engine of completions, and memory can be written.
@@ -83,7 +84,49 @@ pub fn completion_script(shell: Shell) -> Generated {
     if shell == Shell::Zsh {
         script = autoloaded(&script);
     }
-    (shell.file_name(BIN), script)
+    (shell.file_name(BIN), annotated(&script).into_bytes())
+}
+
+/// With the verbs in a comment, which begins with `#` in each of the shells.
+fn annotated(script: &[u8]) -> String {
+    let script = String::from_utf8_lossy(script);
+    let script = script.trim_start();
+    // Zsh reads in the first line, and only there, what the file completes.
+    let after_first = script.find('\n').map_or(script.len(), |end| end + 1);
+    let begin = if script.starts_with("#compdef") {
+        after_first
+    } else {
+        0
+    };
+    let (first, rest) = script.split_at(begin);
+    let verbs = verbs();
+    format!(
+        "{first}# What orchd completes, besides the options of each and the names of nodes:\n{verbs}\n{rest}"
+    )
+}
+
+/// A line for each verb, with its subcommands, in the order of the help.
+fn verbs() -> String {
+    shown(&cli::command())
+        .into_iter()
+        .fold(String::new(), |text, verb| {
+            let below: Vec<&str> = shown(verb)
+                .into_iter()
+                .map(clap::Command::get_name)
+                .collect();
+            let line = format!("#   {BIN} {} {}", verb.get_name(), below.join("|"));
+            text + line.trim_end() + "\n"
+        })
+}
+
+/// The subcommands that the help shows, in its order.
+fn shown(command: &clap::Command) -> Vec<&clap::Command> {
+    let mut shown: Vec<_> = command
+        .get_subcommands()
+        .filter(|sub| !sub.is_hide_set() && sub.get_name() != HELP)
+        .collect();
+    shown.sort_by_key(|sub| sub.get_display_order());
+    shown
 }
 
 /// In a directory of `$fpath` the script is not sourced but runs as the body of a function, which must complete at once:

@@ -1,6 +1,6 @@
 //! Generated files equal their generator. `ORCHD_BLESS=1` rewrites them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -63,6 +63,37 @@ fn completion_scripts_equal_their_generator() {
             .map(generate::completion_script)
             .collect(),
     );
+}
+
+#[test]
+fn every_verb_stands_in_every_completion_script_in_lines_that_no_shell_runs() {
+    let pages = generate::man_pages().expect("pages are written to memory");
+    let verbs: BTreeSet<String> = pages
+        .iter()
+        .map(|(name, _)| name.trim_end_matches(".1").replace('-', " "))
+        .filter(|verb| verb != "orchd")
+        .collect();
+    assert!(verbs.len() > 15, "{verbs:?}");
+    for shell in generate::SHELLS {
+        let (name, script) = generate::completion_script(shell);
+        let script = String::from_utf8(script).expect("scripts are UTF-8");
+        let listed: BTreeSet<String> = script
+            .lines()
+            .filter_map(|line| line.strip_prefix("#   "))
+            .flat_map(|line| {
+                let (verb, below) = match line.splitn(3, ' ').collect::<Vec<_>>()[..] {
+                    [bin, verb, below] => (format!("{bin} {verb}"), below),
+                    _ => (line.to_owned(), ""),
+                };
+                let below = below.split('|').filter(|word| !word.is_empty());
+                let whole: Vec<String> = below.map(|word| format!("{verb} {word}")).collect();
+                [vec![verb], whole].concat()
+            })
+            .collect();
+        assert_eq!(listed, verbs, "{name}");
+        let compdef = name == "_orchd";
+        assert_eq!(script.starts_with("#compdef orchd\n"), compdef, "{name}");
+    }
 }
 
 #[test]
