@@ -17,7 +17,7 @@ use tracing::info;
 
 use crate::auth::{API_KEY, Area, Guard};
 use crate::engines::{InFlight, InFlightGuard};
-use crate::listen::{self, Handler};
+use crate::listen::{self, Answer, Handler};
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
 use crate::types::{NodeId, Origin, PoolId, REFUSED_HEADER, VERSION, VERSION_HEADER};
 
@@ -260,6 +260,9 @@ impl Proxy {
         }
     }
 }
+
+/// Waits for nothing that its client does not wait for: a drain is the control plane's.
+impl Answer for RelayBody<Carried> {}
 
 impl Handler for Proxy {
     type Body = ProxyBody;

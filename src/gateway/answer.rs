@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use crate::admission::{EndSignal, ModelView};
+use crate::listen::Answer;
 use crate::relay::RelayBody;
 use crate::types::UnixMs;
 
@@ -27,16 +28,32 @@ pub struct GatewayBody(Kind);
 )]
 enum Kind {
     Whole(Full<Bytes>),
-    Relayed {
-        body: RelayBody<Carried>,
-        /// Is ready when the stream is to end.
-        end: Option<EndSignal>,
-        /// How a broken stream is told in-band; `None` when it cannot be.
-        dialect: Option<Dialect>,
-        /// Whether what was passed on so far ends an event.
-        at_boundary: bool,
-        broken: bool,
-    },
+    Relayed(Relayed),
+}
+
+/// An engine's answer.
+struct Relayed {
+    /// `None` once it was cut short: its upstream is closed and its slots are given back, whatever the client reads.
+    body: Option<RelayBody<Carried>>,
+    /// Is ready when the answer is to end.
+    end: Option<EndSignal>,
+    /// How a broken stream is told in-band; `None` when it cannot be.
+    dialect: Option<Dialect>,
+    /// Whether what was passed on so far ends an event.
+    at_boundary: bool,
+    /// What the client is still to hear of one that was cut short.
+    last: Option<Result<Bytes, AnswerError>>,
+}
+
+/// Why an answer breaks off. The connection breaks with it, so that nobody takes what came for all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// The engine's side broke.
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    /// Its node is being emptied, and the time for that is over.
+    #[error("{DRAIN_DEADLINE}")]
+    DrainDeadline,
 }
 
 /// How an endpoint's streams carry an error.
@@ -92,14 +109,13 @@ impl GatewayBody {
         is_stream: bool,
         path: &str,
     ) -> Self {
-        let dialect = is_stream.then(|| Dialect::of(path));
-        Self(Kind::Relayed {
-            body,
+        Self(Kind::Relayed(Relayed {
+            body: Some(body),
             end,
-            dialect,
+            dialect: is_stream.then(|| Dialect::of(path)),
             at_boundary: true,
-            broken: false,
-        })
+            last: None,
+        }))
     }
 }
 
@@ -112,77 +128,105 @@ fn in_band(dialect: Dialect, at_boundary: bool, message: &str, code: &str) -> By
     format!("{gap}{}\n\n", dialect.event(message, code)).into()
 }
 
+impl Relayed {
+    /// Ends it when that is asked for.
+    fn poll_end(&mut self, cx: &mut Context<'_>) {
+        let asked = match &mut self.end {
+            Some(signal) => signal.as_mut().poll(cx).is_ready(),
+            None => false,
+        };
+        if asked {
+            self.cut(AnswerError::DrainDeadline);
+        }
+    }
+
+    fn cut(&mut self, why: AnswerError) {
+        self.end = None;
+        let Some(body) = self.body.take() else { return };
+        let upstream = body.load().0.upstream();
+        info!(node_id = %upstream.node_id, pool_id = %upstream.pool_id, %why, "an answer was cut short");
+        let (message, code) = match why {
+            AnswerError::Upstream(_) => (ENGINE_LOST, "worker_reset"),
+            AnswerError::DrainDeadline => (DRAIN_DEADLINE, "drain_deadline"),
+        };
+        self.last = Some(match self.dialect {
+            Some(dialect) => Ok(in_band(dialect, self.at_boundary, message, code)),
+            None => Err(why),
+        });
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        self.poll_end(cx);
+        if let Some(body) = &mut self.body {
+            match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.at_boundary = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Some(Err(e)) => self.cut(e.into()),
+                None => return Poll::Ready(None),
+            }
+        }
+        Poll::Ready(self.last.take().map(|last| last.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.body {
+            Some(body) => body.is_end_stream(),
+            None => self.last.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.body, &self.last) {
+            (Some(body), _) => body.size_hint(),
+            (None, Some(Ok(event))) => SizeHint::with_exact(event.len() as u64),
+            (None, Some(Err(_))) => SizeHint::new(),
+            (None, None) => SizeHint::with_exact(0),
+        }
+    }
+}
+
 impl Body for GatewayBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         match &mut self.get_mut().0 {
             Kind::Whole(whole) => Pin::new(whole)
                 .poll_frame(cx)
                 .map_err(|never| match never {}),
-            Kind::Relayed { broken: true, .. } => Poll::Ready(None),
-            Kind::Relayed {
-                body,
-                end,
-                dialect,
-                at_boundary,
-                broken,
-            } => {
-                if let Some(signal) = end
-                    && signal.as_mut().poll(cx).is_ready()
-                {
-                    *end = None;
-                    *broken = true;
-                    let upstream = body.load().0.upstream();
-                    info!(node_id = %upstream.node_id, pool_id = %upstream.pool_id, "an answer was ended by a drain");
-                    let told = dialect.map(|dialect| {
-                        in_band(dialect, *at_boundary, DRAIN_DEADLINE, "drain_deadline")
-                    });
-                    return Poll::Ready(told.map(|bytes| Ok(Frame::data(bytes))));
-                }
-                let next = ready!(Pin::new(&mut *body).poll_frame(cx));
-                match (next, *dialect) {
-                    (Some(Err(error)), Some(dialect)) => {
-                        let upstream = body.load().0.upstream();
-                        info!(node_id = %upstream.node_id, pool_id = %upstream.pool_id, %error, "an engine was lost in mid-stream");
-                        *broken = true;
-                        Poll::Ready(Some(Ok(Frame::data(in_band(
-                            dialect,
-                            *at_boundary,
-                            ENGINE_LOST,
-                            "worker_reset",
-                        )))))
-                    }
-                    (next, _) => {
-                        if let Some(Ok(frame)) = &next
-                            && let Some(data) = frame.data_ref()
-                        {
-                            *at_boundary = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
-                        }
-                        Poll::Ready(next)
-                    }
-                }
-            }
+            Kind::Relayed(relayed) => relayed.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Whole(whole) => whole.is_end_stream(),
-            Kind::Relayed { broken: true, .. } => true,
-            Kind::Relayed { body, .. } => body.is_end_stream(),
+            Kind::Relayed(relayed) => relayed.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Whole(whole) => whole.size_hint(),
-            Kind::Relayed { broken: true, .. } => SizeHint::with_exact(0),
-            Kind::Relayed { body, .. } => body.size_hint(),
+            Kind::Relayed(relayed) => relayed.size_hint(),
+        }
+    }
+}
+
+impl Answer for GatewayBody {
+    fn poll_unread(&mut self, cx: &mut Context<'_>) {
+        if let Kind::Relayed(relayed) = &mut self.0 {
+            relayed.poll_end(cx);
         }
     }
 }

@@ -18,7 +18,8 @@ use tracing::debug;
 use crate::tls::Acceptor;
 use crate::types::{ErrorBody, ErrorCode, VERSION, VERSION_HEADER};
 
-use super::places::{Held, Place};
+use super::held::Desk;
+use super::places::Place;
 use super::{Handler, stop_asked};
 
 /// A client that takes longer over a request head is not one. Counted from the moment the connection is ready for one, so
@@ -104,18 +105,19 @@ async fn http<H, IO>(
     H: Handler,
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let held = Arc::clone(&place);
+    let desk = Desk::new();
+    let (held, carried) = (Arc::clone(&place), desk.clone());
     let service = service_fn(move |request| {
         let handler = handler.clone();
         let uri = Request::uri(&request).clone();
-        let in_hand = held.work();
+        let (in_hand, carried) = (held.work(), carried.clone());
         async move {
             // A defect in one request is that request's 500.
             let answer = AssertUnwindSafe(handler.handle(request))
                 .catch_unwind()
                 .await;
             let answer = answer.unwrap_or_else(|_| handler.panicked(&uri));
-            Ok::<_, Infallible>(answer.map(|body| Held::new(body, in_hand)))
+            Ok::<_, Infallible>(answer.map(|body| carried.carry(body, in_hand)))
         }
     });
     let connection = http1::Builder::new()
@@ -125,14 +127,14 @@ async fn http<H, IO>(
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = desk.drive(connection.as_mut()) => ended,
         _ = stop_asked(&mut stopped) => {
             // A request that is on its way is read before the connection is closed.
-            match tokio::time::timeout(LINGER, connection.as_mut()).await {
+            match tokio::time::timeout(LINGER, desk.drive(connection.as_mut())).await {
                 Ok(ended) => ended,
                 Err(_) => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await
+                    desk.drive(connection).await
                 }
             }
         }
@@ -140,7 +142,7 @@ async fn http<H, IO>(
             connection.as_mut().graceful_shutdown();
             let patience = if place.has_served() { LAST_BYTES } else { LINGER };
             loop {
-                match tokio::time::timeout(patience, connection.as_mut()).await {
+                match tokio::time::timeout(patience, desk.drive(connection.as_mut())).await {
                     Ok(ended) => break ended,
                     Err(_) if place.is_idle() => {
                         debug!("an idle connection was closed to make room for others");

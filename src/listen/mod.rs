@@ -7,12 +7,14 @@
 
 mod collect;
 mod connection;
+mod held;
 mod places;
 
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::task::Context;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -53,13 +55,33 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// An answer's body.
+pub trait Answer:
+    Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static
+{
+    /// Looks after what may not wait for the client: nobody asks for the next frame while a client does not read. Called
+    /// whenever the connection's task was woken, so that what is waited for with `cx` is heard.
+    fn poll_unread(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
+    }
+}
+
+/// Bytes that are all there wait for nothing.
+impl Answer for http_body_util::Full<Bytes> {}
+
+impl<A: Answer, B: Answer> Answer for http_body_util::Either<A, B> {
+    fn poll_unread(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::Left(answer) => answer.poll_unread(cx),
+            Self::Right(answer) => answer.poll_unread(cx),
+        }
+    }
+}
+
 /// Answers one request. Cloned into every thread.
 pub trait Handler: Clone + Send + 'static {
     /// The answer's body.
-    type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
-        + Send
-        + Unpin
-        + 'static;
+    type Body: Answer;
 
     /// Answers.
     fn handle(

@@ -4,12 +4,9 @@
 //! counted twice, and nothing is locked.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll};
 
-use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::task::Id;
 
@@ -132,41 +129,6 @@ impl Drop for InHand {
     fn drop(&mut self) {
         self.0.rest();
         self.0.in_hand.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// An answer's body, during which the request is in hand.
-pub(super) struct Held<B> {
-    body: B,
-    _in_hand: InHand,
-}
-
-impl<B> Held<B> {
-    pub fn new(body: B, in_hand: InHand) -> Self {
-        Self {
-            body,
-            _in_hand: in_hand,
-        }
-    }
-}
-
-impl<B: Body + Unpin> Body for Held<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -11,7 +11,7 @@ use tower::ServiceExt;
 
 use crate::api::ApiError;
 use crate::gateway::{Gateway, GatewayBody, GatewayError};
-use crate::listen::Handler;
+use crate::listen::{Answer, Handler};
 use crate::types::{ErrorCode, VERSION, VERSION_HEADER};
 
 /// What the serving threads answer with.
@@ -29,6 +29,9 @@ impl Face {
 
 /// An answer of either face.
 pub(super) type FaceBody = Either<GatewayBody, axum::body::Body>;
+
+/// Waits for nothing that its client does not wait for.
+impl Answer for axum::body::Body {}
 
 fn is_gateways(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")

@@ -274,6 +274,55 @@ fn force_ends_what_runs_at_once_and_a_repeated_order_keeps_the_drain() {
 }
 
 #[test]
+fn a_client_that_has_stopped_reading_holds_up_no_forced_drain() {
+    let engine = ScriptedEngine::start("m", 1);
+    let fleet = Fleet::start(&[]);
+    fleet.node_with("n", &engine, 1);
+    engine.script([Script::stream().flood(60_000)]);
+    let unread = fleet.chat();
+    engine.wait_for(1);
+    engine.wait_stuck(0);
+    let asked = Instant::now();
+    fleet.json(202, "POST", "/v2/nodes/n/drain", &json!({"force": true}));
+    let took = engine.wait_left(0).duration_since(asked);
+    assert!(took < Duration::from_secs(1) + SLACK, "{took:?}");
+    eventually(SOON, "nothing runs there any more", || {
+        match &fleet.node("n")["drain"]["in_flight"] {
+            none if *none == 0 => Ok(()),
+            some => Err(some.to_string()),
+        }
+    });
+    // Whoever reads on after all is told.
+    let mut events = unread.answer().expect("an answer").events();
+    let mut last = String::new();
+    while let Some(event) = events.next().expect("a proper end") {
+        last = event;
+    }
+    assert!(last.contains("drain_deadline"), "{:.200}", last);
+}
+
+#[test]
+fn an_answer_that_cannot_carry_an_error_breaks_off_when_it_is_ended() {
+    let engine = ScriptedEngine::start("m", 1);
+    let fleet = Fleet::start(&[]);
+    fleet.node_with("n", &engine, 1);
+    engine.script([Script::chunked("application/json")
+        .chunk("{\"a\":")
+        .silence()]);
+    let body = json!({"model": "m", "input": "x"}).to_string();
+    let request = written("POST", "/v1/embeddings", &[JSON], body.as_bytes());
+    let answer = http::send(fleet.orchd.address, &request).expect("an answer");
+    assert_eq!(answer.status, 200);
+    fleet.json(202, "POST", "/v2/nodes/n/drain", &json!({"force": true}));
+    let read = answer.text();
+    assert!(
+        read.is_err(),
+        "half an answer looks like a whole one: {read:?}"
+    );
+    engine.wait_left(0);
+}
+
+#[test]
 fn what_is_left_of_a_drain_survives_a_kill_and_so_does_a_drain_that_is_done() {
     let mut fleet = Fleet::start(&[]);
     for node_id in ["done", "timed"] {

@@ -30,6 +30,8 @@ pub const N_CTX: u64 = 2_048;
 enum Move {
     /// Sends these bytes.
     Send(Vec<u8>),
+    /// Sends these bytes again and again.
+    Flood(Vec<u8>),
     /// Does nothing for a while.
     Pause(Duration),
     /// Does nothing until the test calls [`ScriptedEngine::go`].
@@ -74,9 +76,14 @@ impl Script {
 
     /// The head of a stream of events.
     pub fn stream() -> Self {
+        Self::chunked("text/event-stream")
+    }
+
+    /// The head of an answer of this type that comes in chunks.
+    pub fn chunked(kind: &str) -> Self {
         let headers = [
             ("X-Accel-Buffering", "no"),
-            ("Content-Type", "text/event-stream"),
+            ("Content-Type", kind),
             ("Transfer-Encoding", "chunked"),
             ("Keep-Alive", "timeout=5, max=100"),
         ];
@@ -103,6 +110,13 @@ impl Script {
         (1..=count).fold(self, |script, n| {
             script.pause(pace).event(&format!("{{\"n\":{n}}}"))
         })
+    }
+
+    /// Events of so many bytes, one after the other without end.
+    pub fn flood(self, bytes: usize) -> Self {
+        let event = format!("data: {}\n\n", "x".repeat(bytes));
+        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+        self.then(Move::Flood(chunk.into()))
     }
 
     /// The end chunk.
@@ -221,6 +235,8 @@ struct Record {
     goes: Arc<Semaphore>,
     /// Slots it takes; 0 once the last of its answer is on its way, or its client has left.
     weight: usize,
+    /// Events of a flood that went out.
+    sent: usize,
 }
 
 struct State {
@@ -354,6 +370,20 @@ impl ScriptedEngine {
                 .ok_or_else(|| format!("{} came", state.records.len()))
         };
         eventually(SOON, &what, look).0
+    }
+
+    /// Waits until a flood no longer gets through to its client.
+    pub fn wait_stuck(&self, number: usize) {
+        let mut before = 0;
+        eventually(SOON, "nobody reads what the engine says", || {
+            let sent = lock(&self.state).records[number].sent;
+            let moved = std::mem::replace(&mut before, sent) != sent || sent == 0;
+            if !moved {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            Err(format!("{sent} events were sent"))
+        });
     }
 
     /// Waits until the client of the request of this number was seen to leave, and says when that was.
@@ -615,6 +645,7 @@ fn begin(asked: Asked, state: &Mutex<State>) -> (usize, Script, Arc<Semaphore>) 
         asked,
         goes: Arc::clone(&goes),
         weight,
+        sent: 0,
     });
     state.peak = state.peak.max(state.busy());
     (number, script, goes)
@@ -645,6 +676,12 @@ async fn play(
                     return Played::Left;
                 }
             }
+            Move::Flood(chunk) => loop {
+                if write.write_all(&chunk).await.is_err() {
+                    return Played::Left;
+                }
+                lock(state).records[number].sent += 1;
+            },
             Move::Pause(pause) => tokio::time::sleep(pause).await,
             Move::Hold => goes.acquire().await.expect("never closed").forget(),
             Move::Silence => std::future::pending().await,
