@@ -33,7 +33,9 @@ pub use nodes::{
 pub use pools::{
     EventsArgs, EventsFormat, ModelsCommand, ModelsListArgs, PoolsCommand, PoolsListArgs,
 };
-pub use security::{ApiTokenArgs, ClientTokenArgs, ListenerArgs, TokenSource};
+pub use security::{
+    API_TOKEN_ALIAS, ApiTokenArgs, ClientTokenArgs, ListenerArgs, TOKEN_OR_FILE, TokenSource,
+};
 pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};
 use value::text;

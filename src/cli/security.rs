@@ -1,6 +1,7 @@
 //! Tokens, TLS and limits of connections on the command line.
 //!
-//! Invariants: a token and a file of tokens of the same kind are never both taken; an empty variable is as good as none.
+//! Invariants: an empty variable is as good as none; of a token and a file of tokens one is in force, which `config`
+//! sees to.
 
 use std::path::PathBuf;
 
@@ -13,7 +14,12 @@ use super::{CONNECTION, UsageError};
 /// Fewer connections than this keep out the fleet's own.
 const MIN_CONNECTIONS: u32 = 16;
 /// The other name of `ORCHD_API_TOKEN`.
-const ALIAS: &str = "LLORCH_API_TOKEN";
+pub const API_TOKEN_ALIAS: &str = "LLORCH_API_TOKEN";
+/// A token, and a file of such: one of them is enough.
+pub const TOKEN_OR_FILE: [(&str, &str); 2] = [
+    ("api_token", "api_token_file"),
+    ("client_token", "client_token_file"),
+];
 
 /// Where tokens of one kind come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,37 +133,17 @@ pub struct ListenerArgs {
 
 impl ApiTokenArgs {
     /// Where the tokens of operators and agents come from.
-    ///
-    /// # Errors
-    /// Both a token and a file are given.
-    pub fn tokens(&self) -> Result<TokenSource, UsageError> {
-        let alias = || std::env::var(ALIAS).ok().filter(|token| !token.is_empty());
-        let given = said(self.api_token.as_ref());
-        let (given, variable) = match given {
-            Some(token) => (Some(token), "ORCHD_API_TOKEN"),
-            None => (alias(), ALIAS),
-        };
-        source(
-            given,
-            self.api_token_file.as_ref(),
-            &format!("--api-token or {variable}"),
-            "--api-token-file or ORCHD_API_TOKEN_FILE",
-        )
+    #[must_use]
+    pub fn tokens(&self) -> TokenSource {
+        source(self.api_token.as_ref(), self.api_token_file.as_ref())
     }
 }
 
 impl ClientTokenArgs {
     /// Where the tokens of clients come from.
-    ///
-    /// # Errors
-    /// Both a token and a file are given.
-    pub fn tokens(&self) -> Result<TokenSource, UsageError> {
-        source(
-            said(self.client_token.as_ref()),
-            self.client_token_file.as_ref(),
-            "--client-token or ORCHD_CLIENT_TOKEN",
-            "--client-token-file or ORCHD_CLIENT_TOKEN_FILE",
-        )
+    #[must_use]
+    pub fn tokens(&self) -> TokenSource {
+        source(self.client_token.as_ref(), self.client_token_file.as_ref())
     }
 }
 
@@ -195,28 +181,12 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-fn said(token: Option<&ApiToken>) -> Option<String> {
-    token
-        .map(|token| token.0.clone())
-        .filter(|token| !token.is_empty())
-}
-
-fn source(
-    given: Option<String>,
-    file: Option<&PathBuf>,
-    given_by: &str,
-    file_by: &str,
-) -> Result<TokenSource, UsageError> {
+/// Of the two, `config` leaves one.
+fn source(given: Option<&ApiToken>, file: Option<&PathBuf>) -> TokenSource {
+    let given = given.filter(|token| !token.0.is_empty());
     match (given, file.filter(|path| !path.as_os_str().is_empty())) {
-        (None, None) => Ok(TokenSource::None),
-        (Some(token), None) => Ok(TokenSource::Given(token)),
-        (None, Some(path)) => Ok(TokenSource::File(path.clone())),
-        (Some(_), Some(path)) => Err(UsageError::new(
-            format!(
-                "both a token ({given_by}) and a file of tokens ({file_by}: {}) are given",
-                path.display()
-            ),
-            "leave one out: a file can hold several tokens, one a line",
-        )),
+        (Some(token), _) => TokenSource::Given(token.0.clone()),
+        (None, Some(path)) => TokenSource::File(path.clone()),
+        (None, None) => TokenSource::None,
     }
 }

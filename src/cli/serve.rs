@@ -252,7 +252,6 @@ impl ServeArgs {
                 ),
             ));
         }
-        self.client.tokens()?;
         self.listener.pair()?;
         self.engine_specs().map(drop)
     }

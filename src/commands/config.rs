@@ -129,10 +129,9 @@ fn accept(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Serve(args) => {
             args.check()?;
-            let client = args.client.tokens()?;
             door::secrets(
-                cli.connect.api.tokens()?,
-                client,
+                cli.connect.api.tokens(),
+                args.client.tokens(),
                 &args.listener,
                 args.listen,
             )?;
@@ -140,7 +139,7 @@ fn accept(cli: &Cli) -> anyhow::Result<()> {
         Command::Agent(args) => {
             args.check()?;
             door::secrets(
-                cli.connect.api.tokens()?,
+                cli.connect.api.tokens(),
                 TokenSource::None,
                 &args.listener,
                 args.listen,
@@ -225,6 +224,7 @@ fn view(process: Process, loaded: &Loaded) -> serde_json::Value {
                 }
                 Origin::Default => ("default", json!(null)),
                 Origin::Derived(from) => ("derived", json!(from)),
+                Origin::Overruled(by) => ("overruled", json!(by.to_string())),
             };
             json!({
                 "key": setting.key, "flag": setting.flag, "variable": setting.variable, "value": value,

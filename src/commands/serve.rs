@@ -25,8 +25,8 @@ const HOME_SAMPLE_TTL_MS: u64 = 10_000;
 pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     door::raise_descriptor_limit();
     door::trust(connect.api.ca.as_deref())?;
-    let client = args.client.tokens()?;
-    let secrets = door::secrets(connect.api.tokens()?, client, &args.listener, args.listen)?;
+    let (api, client) = (connect.api.tokens(), args.client.tokens());
+    let secrets = door::secrets(api, client, &args.listener, args.listen)?;
     if args.cloud && secrets.guard().bearer().is_none() && !secrets.guard().tokens().is_empty() {
         warn!(
             "there are tokens of clients and none of operators (ORCHD_API_TOKEN): no agent can register, no command is let in"

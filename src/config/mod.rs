@@ -9,23 +9,23 @@
 //! The options that only say what one command shall do (`nodes list --output`) are no settings: `force = true` in a file
 //! would surprise somebody some day. Commands take the global options from the file.
 
+mod added;
 mod environment;
 mod file;
 mod provenance;
 
-use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
 use crate::cli::{self, Cli};
 
 pub use provenance::{Origin, Setting, Value};
 
-use file::{Entry, File, Given};
+use added::{Added, argument};
 
 /// Verbs that need no settings, or load them themselves: a broken file must not keep anybody from looking at it.
 const WITHOUT_FILE: [&str; 3] = ["completions", "config", "man"];
@@ -85,6 +85,14 @@ pub enum ConfigError {
         /// What is accepted, as a sentence.
         accepted: String,
     },
+    /// A token and a file of tokens, and neither source is the stronger.
+    #[error("both a token ({token}) and a file of tokens ({file}) are given")]
+    TokenAndFile {
+        /// Where the token came from.
+        token: Origin,
+        /// Where the file's name came from.
+        file: Origin,
+    },
     /// Settings of the file that exclude each other, or need one that is missing.
     #[error("the settings of {} do not go together: {reason}", path.display())]
     Combination {
@@ -102,6 +110,9 @@ impl ConfigError {
         match self {
             Self::UnknownKey { hint, .. } => Some(hint),
             Self::Read { .. } => Some("name another file with --config or ORCHD_CONFIG"),
+            Self::TokenAndFile { .. } => {
+                Some("leave one out: a file can hold several tokens, one a line")
+            }
             _ => None,
         }
     }
@@ -182,17 +193,19 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
         }
         Err(e) => return Err(e),
     };
-    let mut lines = HashMap::new();
+    let mut added = Added::default();
+    added.alias(&leaf, leaf_matches);
     if let Some(file) = &file {
         warnings.extend(file.exposed_secret(&definition));
-        let injected = inject(file, scope, &leaf, leaf_matches, &mut lines)?;
-        // Behind `--` nothing is an option.
-        let at = arguments
-            .iter()
-            .position(|argument| argument == "--")
-            .unwrap_or(arguments.len());
-        arguments.splice(at..at, injected);
+        added.settings_of(file, scope, &leaf, leaf_matches)?;
     }
+    added.choose_tokens(&leaf, leaf_matches)?;
+    // Behind `--` nothing is an option.
+    let at = arguments
+        .iter()
+        .position(|argument| argument == "--")
+        .unwrap_or(arguments.len());
+    arguments.splice(at..at, added.arguments.into_values().flatten());
     let matches = definition
         .clone()
         .try_get_matches_from(&arguments)
@@ -204,14 +217,13 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
             _ => e.into(),
         })?;
     let (_, leaf, leaf_matches) = descend(&definition, &matches);
-    let path = file.map(|file| file.path);
     let settings = applicable(scope, &leaf)
-        .filter_map(|arg| provenance::setting(arg, leaf_matches, path.as_deref(), &lines))
+        .filter_map(|arg| provenance::setting(arg, leaf_matches, &added.origins))
         .collect();
     Ok(Loaded {
         cli: Cli::from_arg_matches(&matches)?,
         warnings,
-        file: path,
+        file: file.map(|file| file.path),
         settings,
         globals,
     })
@@ -256,20 +268,6 @@ fn is_secret(arg: &Arg) -> bool {
     arg.is_hide_env_values_set()
 }
 
-/// Whether a flag or a variable sets it. An empty variable is as good as none: a file that sets it would else be undone by
-/// `NAME=` in somebody's environment.
-fn is_explicit(arg: &Arg, matches: &ArgMatches) -> bool {
-    let id = arg.get_id().as_str();
-    match matches.value_source(id) {
-        Some(ValueSource::CommandLine) => true,
-        Some(ValueSource::EnvVariable) => {
-            let mut values = matches.get_raw(id).into_iter().flatten();
-            values.any(|value| !value.is_empty())
-        }
-        _ => false,
-    }
-}
-
 fn globals(leaf: &Command, matches: &ArgMatches) -> Vec<OsString> {
     leaf.get_arguments()
         .filter(|arg| arg.is_global_set())
@@ -280,147 +278,6 @@ fn globals(leaf: &Command, matches: &ArgMatches) -> Vec<OsString> {
             values.map(|value| argument(arg, value)).collect::<Vec<_>>()
         })
         .collect()
-}
-
-/// `--name=value`.
-fn argument(arg: &Arg, value: &OsStr) -> OsString {
-    let mut argument = OsString::from("--");
-    argument.push(arg.get_long().unwrap_or_default());
-    argument.push("=");
-    argument.push(value);
-    argument
-}
-
-/// The file's settings as arguments: those that neither a flag nor a variable sets. Notes the line of each.
-fn inject(
-    file: &File,
-    scope: Scope,
-    leaf: &Command,
-    matches: &ArgMatches,
-    lines: &mut HashMap<clap::Id, usize>,
-) -> Result<Vec<OsString>, ConfigError> {
-    let mut injected = Vec::new();
-    for arg in applicable(scope, leaf) {
-        let key = key(arg);
-        let top = || {
-            let taken = scope != Scope::Agent || !NOT_AGENTS.contains(&key.as_str());
-            file.top.iter().filter(|_| taken).find(|e| e.key == key)
-        };
-        let own = || {
-            let entries = file.agent.iter().filter(|_| scope == Scope::Agent);
-            entries.into_iter().find(|entry| entry.key == key)
-        };
-        let Some(entry) = own().or_else(top) else {
-            continue;
-        };
-        // A flag or a variable that this one excludes is the stronger of the two.
-        let outdone = options(leaf)
-            .filter(|other| is_explicit(other, matches))
-            .any(|other| other.get_id() == arg.get_id() || exclude(leaf, arg, other));
-        if outdone {
-            continue;
-        }
-        for (line, value) in words(file, entry, arg)? {
-            let Some(value) = value else {
-                // A switch that is on.
-                injected.push(format!("--{}", arg.get_long().unwrap_or_default()).into());
-                continue;
-            };
-            let argument = argument(arg, OsStr::new(&value));
-            try_value(leaf, &argument).map_err(|accepted| {
-                bad_value(file, line, entry, arg, &format!("'{value}'"), accepted)
-            })?;
-            injected.push(argument);
-        }
-        lines.insert(arg.get_id().clone(), entry.line);
-    }
-    Ok(injected)
-}
-
-fn exclude(leaf: &Command, one: &Arg, other: &Arg) -> bool {
-    let conflicts = |a: &Arg, b: &Arg| {
-        leaf.get_arg_conflicts_with(a)
-            .iter()
-            .any(|arg| arg.get_id() == b.get_id())
-    };
-    conflicts(one, other) || conflicts(other, one)
-}
-
-/// An entry as values in the syntax of flags, each with its line; a switch has none, and is left out when it is off.
-fn words(
-    file: &File,
-    entry: &Entry,
-    arg: &Arg,
-) -> Result<Vec<(usize, Option<String>)>, ConfigError> {
-    let bad = |accepted: &str| {
-        let shown = entry.given.to_string();
-        bad_value(file, entry.line, entry, arg, &shown, accepted.to_owned())
-    };
-    let is_switch = arg.get_num_args().is_some_and(|n| !n.takes_values());
-    match &entry.given {
-        Given::Bool(on) if is_switch => {
-            let sets = !matches!(arg.get_action(), ArgAction::SetFalse);
-            let given = (*on == sets).then_some((entry.line, None));
-            Ok(given.into_iter().collect())
-        }
-        _ if is_switch => Err(bad("must be true or false")),
-        Given::List(items) if matches!(arg.get_action(), ArgAction::Append) => items
-            .iter()
-            .map(|(line, item)| match item.word() {
-                Some(word) => Ok((*line, Some(word))),
-                None => Err(bad("must be a list of strings")),
-            })
-            .collect(),
-        Given::List(_) => Err(bad("takes one value, not a list")),
-        given => match given.word() {
-            Some(word) => Ok(vec![(entry.line, Some(word))]),
-            None => Err(bad("must be a string, a number, true or false")),
-        },
-    }
-}
-
-fn bad_value(
-    file: &File,
-    line: usize,
-    entry: &Entry,
-    arg: &Arg,
-    shown: &str,
-    accepted: String,
-) -> ConfigError {
-    let value = if is_secret(arg) { "(secret)" } else { shown };
-    ConfigError::Value {
-        path: file.path.clone(),
-        line,
-        key: entry.key.clone(),
-        value: value.to_owned(),
-        accepted,
-    }
-}
-
-/// Lets the option's own reader have its say on a value.
-fn try_value(leaf: &Command, argument: &OsStr) -> Result<(), String> {
-    let probe = leaf.clone().no_binary_name(true);
-    let Err(error) = probe.try_get_matches_from([argument]) else {
-        return Ok(());
-    };
-    match error.kind() {
-        // It goes with others, of which the probe has none: the whole decides.
-        ErrorKind::MissingRequiredArgument | ErrorKind::ArgumentConflict => Ok(()),
-        _ => Err(accepted(&error)),
-    }
-}
-
-/// What a reader says that it accepts.
-fn accepted(error: &clap::Error) -> String {
-    if let Some(reason) = std::error::Error::source(error) {
-        return reason.to_string();
-    }
-    match error.get(ContextKind::ValidValue) {
-        Some(ContextValue::Strings(values)) if !values.is_empty() => {
-            format!("must be one of {}", values.join(", "))
-        }
-        _ => "it must not be empty".to_owned(),
-    }
 }
 
 fn first_paragraph(error: &clap::Error) -> String {

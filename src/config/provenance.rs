@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -59,6 +59,8 @@ pub enum Origin {
     Default,
     /// Made from something else, which this names.
     Derived(String),
+    /// Nowhere: another setting takes its place, which came from there.
+    Overruled(Box<Origin>),
 }
 
 impl fmt::Display for Origin {
@@ -69,39 +71,55 @@ impl fmt::Display for Origin {
             Self::File { path, line } => write!(f, "file {}:{line}", path.display()),
             Self::Default => f.write_str("default"),
             Self::Derived(from) => write!(f, "derived: {from}"),
+            Self::Overruled(by) => write!(f, "overruled by {by}"),
         }
     }
 }
 
-/// The setting of an option, or `None` when it is of no use for its verb. `lines` has those that came from the file.
+impl Origin {
+    /// How strong it is: whichever says more of what somebody wants here and now wins.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Flag(_) => 3,
+            Self::Variable(_) => 2,
+            Self::File { .. } => 1,
+            Self::Default | Self::Derived(_) | Self::Overruled(_) => 0,
+        }
+    }
+}
+
+/// Where the parser found an option's value.
+pub(super) fn parsed(arg: &Arg, matches: &ArgMatches) -> Origin {
+    match matches.value_source(arg.get_id().as_str()) {
+        Some(ValueSource::CommandLine) => Origin::Flag(flag(arg)),
+        Some(ValueSource::EnvVariable) => Origin::Variable(variable(arg).unwrap_or_default()),
+        _ => Origin::Default,
+    }
+}
+
+fn flag(arg: &Arg) -> String {
+    format!("--{}", arg.get_long().unwrap_or_default())
+}
+
+fn variable(arg: &Arg) -> Option<String> {
+    let name = arg.get_env()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// The setting of an option, or `None` when it is of no use for its verb. `origins` has those that the parser does not
+/// know: it was given them on the command line.
 pub(super) fn setting(
     arg: &Arg,
     matches: &ArgMatches,
-    file: Option<&Path>,
-    lines: &HashMap<clap::Id, usize>,
+    origins: &HashMap<clap::Id, Origin>,
 ) -> Option<Setting> {
     let id = arg.get_id().as_str();
-    let source = matches.value_source(id);
-    let is_default = source.is_none_or(|source| source == ValueSource::DefaultValue);
+    let origin = origins.get(arg.get_id()).cloned();
+    let origin = origin.unwrap_or_else(|| parsed(arg, matches));
     // What a shared file holds for others is no news here.
-    if arg.is_hide_set() && (is_default || lines.contains_key(arg.get_id())) {
+    if arg.is_hide_set() && matches!(origin, Origin::Default | Origin::File { .. }) {
         return None;
     }
-    let flag = format!("--{}", arg.get_long()?);
-    let variable = arg
-        .get_env()
-        .map(|name| name.to_string_lossy().into_owned());
-    let origin = match (file, lines.get(arg.get_id()), source) {
-        (Some(path), Some(line), _) => Origin::File {
-            path: path.to_owned(),
-            line: *line,
-        },
-        (_, _, Some(ValueSource::CommandLine)) => Origin::Flag(flag.clone()),
-        (_, _, Some(ValueSource::EnvVariable)) => {
-            Origin::Variable(variable.clone().unwrap_or_default())
-        }
-        _ => Origin::Default,
-    };
     let mut values = values(id, matches);
     if is_secret(arg) {
         values.iter_mut().for_each(|value| {
@@ -111,15 +129,17 @@ pub(super) fn setting(
             }
         });
     }
-    let value = if matches!(arg.get_action(), ArgAction::Append) {
+    let value = if matches!(origin, Origin::Overruled(_)) {
+        Value::Unset
+    } else if matches!(arg.get_action(), ArgAction::Append) {
         Value::Many(values)
     } else {
         values.into_iter().next().map_or(Value::Unset, Value::One)
     };
     Some(Setting {
         key: key(arg),
-        flag,
-        variable,
+        flag: flag(arg),
+        variable: variable(arg),
         value,
         origin,
     })

@@ -1,5 +1,7 @@
 //! What the definition of the command line has no example of yet: switches, and options that exclude or need others.
 
+use clap::ArgAction;
+
 use super::*;
 
 fn definition() -> Command {
@@ -33,21 +35,17 @@ fn injected(text: &str, given: &[&str]) -> Result<Vec<String>, String> {
         .expect("nothing but what the file may mend");
     let (_, leaf, leaf_matches) = descend(&definition, &matches);
     let file = file.expect("it was named");
-    inject(
-        &file,
-        Scope::Serve,
-        &leaf,
-        leaf_matches,
-        &mut HashMap::new(),
-    )
-    .map(|arguments| {
-        let text = |argument: OsString| argument.into_string().expect("UTF-8");
-        arguments.into_iter().map(text).collect()
-    })
-    .map_err(|e| {
-        let path = scratch.path().display().to_string();
-        e.to_string().replace(&path, "FILE")
-    })
+    let mut added = Added::default();
+    let settled = added.settings_of(&file, Scope::Serve, &leaf, leaf_matches);
+    settled
+        .map(|()| {
+            let text = |argument: OsString| argument.into_string().expect("UTF-8");
+            added.arguments.into_values().flatten().map(text).collect()
+        })
+        .map_err(|e| {
+            let path = scratch.path().display().to_string();
+            e.to_string().replace(&path, "FILE")
+        })
 }
 
 #[test]

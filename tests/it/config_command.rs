@@ -57,6 +57,65 @@ fn what_is_made_from_another_setting_says_from_which() {
 }
 
 #[test]
+fn of_a_token_and_a_file_of_tokens_the_stronger_source_wins() {
+    let files = Files::new();
+    let tokens = files.write("tokens", "of-a-file-of-tokens");
+    let tokens = text(&tokens);
+    let given = files.write("given.toml", format!("api_token = '{SECRET}'\n"));
+    let named = files.write("named.toml", format!("api_token_file = '{tokens}'\n"));
+    let (given, named) = (text(&given), text(&named));
+    let here = format!("{given}:1");
+    let flag = [SECRET, "flag", "--api-token"];
+    let variable = [SECRET, "env", "ORCHD_API_TOKEN"];
+    let alias = [SECRET, "env", "LLORCH_API_TOKEN"];
+    let file_flag = [tokens, "flag", "--api-token-file"];
+    let file_variable = [tokens, "env", "ORCHD_API_TOKEN_FILE"];
+    let api_token = ("ORCHD_API_TOKEN", SECRET);
+    let other_name = ("LLORCH_API_TOKEN", SECRET);
+    let api_token_file = ("ORCHD_API_TOKEN_FILE", tokens);
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], [&'a str; 3], bool);
+    #[rustfmt::skip]
+    let table: [Case; 10] = [
+        (&["--api-token", SECRET], &[api_token_file], flag, false),
+        (&["--api-token", SECRET, "--config", named], &[], flag, false),
+        (&["--api-token-file", tokens], &[api_token], file_flag, true),
+        (&["--api-token-file", tokens], &[other_name], file_flag, true),
+        (&["--api-token-file", tokens, "--config", given], &[], file_flag, true),
+        (&["--config", named], &[api_token], variable, false),
+        (&["--config", named], &[other_name], alias, false),
+        (&["--config", given], &[other_name], alias, false),
+        (&["--config", given], &[api_token_file], file_variable, true),
+        (&["--config", given], &[("ORCHD_API_TOKEN", "")], [SECRET, "file", &here], false),
+    ];
+    for (arguments, variables, [value, source, detail], is_file) in table {
+        let (settings, _) = show(arguments, variables);
+        let (winner, loser) = match is_file {
+            true => ("api_token_file", "api_token"),
+            false => ("api_token", "api_token_file"),
+        };
+        let value = if is_file { value } else { "********" };
+        let case = format!("{arguments:?} {variables:?}: {settings:#?}");
+        assert_eq!(settings[winner], json!([value, source, detail]), "{case}");
+        assert_eq!(settings[loser][0], json!(null), "{case}");
+        // Whoever looks for what became of the other is told.
+        if settings[loser][1] != "default" {
+            let overruled = json!([null, "overruled", format!("{source} {detail}")]);
+            assert_eq!(settings[loser], overruled, "{case}");
+        }
+    }
+    // Where nothing says which one is meant, nobody guesses.
+    let both = files.write(
+        "both.toml",
+        format!("api_token = '{SECRET}'\napi_token_file = '{tokens}'\n"),
+    );
+    let ran = run_with(&["serve", "--config", text(&both)], &[]);
+    assert_eq!(ran.exit, Some(2));
+    let place = both.display();
+    let told = format!("both a token (file {place}:1) and a file of tokens (file {place}:2)");
+    assert!(ran.stderr.contains(&told), "{}", ran.stderr);
+}
+
+#[test]
 fn secrets_are_never_shown_and_a_file_of_them_that_others_can_read_is_warned_about() {
     let files = Files::new();
     let file = files.write("c.toml", format!("api_token = '{SECRET}'\n"));

@@ -329,29 +329,32 @@ fn what_cannot_be_is_told_at_the_start() {
         .to_owned();
     let table: [Case; 16] = [
         (
-            &["serve", "--api-token-file", &good],
-            &[("ORCHD_API_TOKEN", OLD)],
+            &["serve", "--api-token", OLD, "--api-token-file", &good],
+            &[],
+            "both a token (flag --api-token) and a file of tokens (flag --api-token-file)",
+        ),
+        (
+            &["serve"],
+            &[("LLORCH_API_TOKEN", OLD), ("ORCHD_API_TOKEN_FILE", &good)],
+            "both a token (env LLORCH_API_TOKEN) and a file of tokens (env ORCHD_API_TOKEN_FILE)",
+        ),
+        (
+            &["agent"],
+            &[("ORCHD_API_TOKEN", OLD), ("ORCHD_API_TOKEN_FILE", &good)],
+            "both a token (env ORCHD_API_TOKEN)",
+        ),
+        (
+            &["nodes", "list"],
+            &[("ORCHD_API_TOKEN", OLD), ("ORCHD_API_TOKEN_FILE", &good)],
             "both a token",
         ),
         (
-            &["serve", "--api-token-file", &good],
-            &[("LLORCH_API_TOKEN", OLD)],
-            "LLORCH_API_TOKEN",
-        ),
-        (
-            &["agent", "--api-token-file", &good],
-            &[("ORCHD_API_TOKEN", OLD)],
-            "both a token",
-        ),
-        (
-            &["nodes", "list", "--api-token-file", &good],
-            &[("ORCHD_API_TOKEN", OLD)],
-            "both a token",
-        ),
-        (
-            &["serve", "--client-token-file", &good],
-            &[("ORCHD_CLIENT_TOKEN", CLIENT)],
-            "both a token",
+            &["serve"],
+            &[
+                ("ORCHD_CLIENT_TOKEN", CLIENT),
+                ("ORCHD_CLIENT_TOKEN_FILE", &good),
+            ],
+            "both a token (env ORCHD_CLIENT_TOKEN)",
         ),
         (&["serve", "--api-token-file", &missing], &[], "cannot read"),
         (
