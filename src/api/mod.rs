@@ -9,6 +9,7 @@ mod events;
 mod metrics;
 mod nodes;
 mod openapi;
+mod parts;
 mod refusal;
 
 use std::sync::Arc;
@@ -25,9 +26,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::{Area, Denied, Guard};
-use crate::control::Control;
+use crate::control::{Catalog, Control};
 use crate::listen;
-use crate::types::{Availability, ErrorCode, PoolList, VERSION, Version, millis};
+use crate::types::{Availability, ErrorCode, NodeId, PoolList, VERSION, Version, millis};
 
 use openapi::Guarded;
 
@@ -200,8 +201,11 @@ async fn no_method(request: Request) -> ApiError {
     tag = "engines",
     responses((status = 200, description = "All pools", body = PoolList), Guarded)
 )]
-async fn pools(State(api): State<Api>) -> Json<PoolList> {
-    Json(api.control.pools())
+async fn pools(State(api): State<Api>) -> Response {
+    let part = |node_ids: &[NodeId]| api.control.pools(node_ids);
+    let pools = Vec::new();
+    let rest = |count| PoolList { pools, count };
+    parts::written("pools", &api.control.node_ids(), part, rest).await
 }
 
 /// Where each model can be had.
@@ -213,7 +217,10 @@ async fn pools(State(api): State<Api>) -> Json<PoolList> {
     responses((status = 200, description = "All models", body = Availability), Guarded)
 )]
 async fn availability(State(api): State<Api>) -> Json<Availability> {
-    Json(api.control.availability())
+    let mut catalog = Catalog::default();
+    let look = |node_ids: &[NodeId]| api.control.add_to_catalog(node_ids, &mut catalog);
+    parts::each(&api.control.node_ids(), look).await;
+    Json(catalog.availability())
 }
 
 /// Which version answers, and what it is for.

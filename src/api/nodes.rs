@@ -4,8 +4,8 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 
 use crate::control::NodeFilter;
 use crate::types::{
@@ -16,14 +16,10 @@ use crate::types::{
 use super::openapi::{
     LabelSelector, OfDeregister, OfDrain, OfHeartbeat, OfNode, OfNodes, OfRegister, OfUndrain,
 };
-use super::{Api, ApiError, body};
+use super::{Api, ApiError, body, parts};
 
 /// Nodes on a page unless told otherwise.
 const PAGE: usize = 1_000;
-/// Nodes of a list that are shown at one moment.
-const PART: usize = 64;
-/// How a list begins.
-const BEFORE_NODES: &str = "{\"nodes\":[";
 
 pub(super) fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, message)
@@ -236,29 +232,10 @@ pub(super) async fn list(
     Ok(written(&api, &filter).await)
 }
 
-/// A list as it is sent: written a few nodes at a time, so that neither heartbeats nor this thread's other connections
-/// wait for ten thousand of them, and only its text is held whole.
 async fn written(api: &Api, filter: &NodeFilter) -> Response {
-    let (node_ids, mut list) = api.control.listing(filter);
-    let mut text = BEFORE_NODES.as_bytes().to_vec();
-    let mut count = 0;
-    for part in node_ids.chunks(PART) {
-        for node in api.control.listed(filter, part) {
-            if count > 0 {
-                text.push(b',');
-            }
-            count += 1;
-            serde_json::to_writer(&mut text, &node).expect("our own types always serialise");
-        }
-        tokio::task::yield_now().await;
-    }
-    list.count = count;
-    let rest = serde_json::to_string(&list).expect("our own types always serialise");
-    let rest = rest
-        .strip_prefix(BEFORE_NODES)
-        .expect("a list begins with its nodes, of which this one has none");
-    text.extend_from_slice(rest.as_bytes());
-    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+    let (node_ids, list) = api.control.listing(filter);
+    let part = |node_ids: &[NodeId]| api.control.listed(filter, node_ids);
+    parts::written("nodes", &node_ids, part, |count| NodeList { count, ..list }).await
 }
 
 fn status(word: &str) -> Result<NodeStatus, ApiError> {

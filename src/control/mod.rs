@@ -34,7 +34,7 @@ use lane::Order;
 
 pub use crate::registry::{HoldSettings, Refusal};
 pub use events::{EventId, Events, Told};
-pub use views::NodeFilter;
+pub use views::{Catalog, NodeFilter};
 
 /// Periods of the control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

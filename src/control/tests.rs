@@ -100,8 +100,10 @@ async fn a_registered_node_that_beats_is_routed_to_and_a_drained_one_is_not() {
     let reply = control.beat(&id("n1"), heartbeat()).expect("beats");
     assert_eq!((reply.status, reply.drain), (NodeStatus::Online, None));
     let permit = admission.acquire(ask(&admission)).await.expect("has room");
-    assert_eq!(control.pools().pools[0].running, 1);
-    assert_eq!(control.availability().models[0].total_capacity, 4);
+    let mut catalog = Catalog::default();
+    control.add_to_catalog(&control.node_ids(), &mut catalog);
+    assert_eq!(control.pools(&[id("n1")])[0].running, 1);
+    assert_eq!(catalog.availability().models[0].total_capacity, 4);
 
     let view = control
         .drain(id("n1"), DrainRequest::default())

@@ -6,7 +6,7 @@ use crate::dispatch::PoolCounts;
 use crate::registry::Node;
 use crate::types::{
     Availability, AvailableModel, FleetHold, NodeId, NodeList, NodeStatus, NodeView, Now, PoolId,
-    PoolList, PoolView,
+    PoolView,
 };
 
 use super::{Control, ControlError, Refusal};
@@ -110,27 +110,34 @@ impl Control {
         Ok(self.show(self.clock.both(), node_id, node))
     }
 
-    /// Every pool, sorted by node, then by name.
+    /// Every node there is anything to say of, sorted by name.
     #[must_use]
-    pub fn pools(&self) -> PoolList {
+    pub fn node_ids(&self) -> Vec<NodeId> {
         let registry = self.registry();
-        let mut nodes: Vec<(&NodeId, &Node)> = registry.nodes().collect();
-        nodes.sort_by_key(|(node_id, _)| *node_id);
+        let mut node_ids: Vec<NodeId> = registry.nodes().map(|(id, _)| id.clone()).collect();
+        drop(registry);
+        node_ids.sort_unstable();
+        node_ids
+    }
+
+    /// The pools of these nodes, each node's sorted by name. Heartbeats wait until they are there: ask for a few nodes at a
+    /// time.
+    #[must_use]
+    pub fn pools(&self, node_ids: &[NodeId]) -> Vec<PoolView> {
+        let registry = self.registry();
         let mut pools = Vec::new();
-        for (node_id, node) in nodes {
+        for node_id in node_ids {
+            // It may have gone meanwhile.
+            let Some(node) = registry.node(node_id) else {
+                continue;
+            };
             let counts = self.admission.counts(node_id);
-            let mut of_node: Vec<PoolView> = node
-                .pools
-                .iter()
-                .map(|pool| self.show_pool(node_id, node, pool, &counts))
-                .collect();
-            of_node.sort_by(|a, b| a.pool_id.cmp(&b.pool_id));
-            pools.append(&mut of_node);
+            let first = pools.len();
+            let views = node.pools.iter();
+            pools.extend(views.map(|pool| self.show_pool(node_id, node, pool, &counts)));
+            pools[first..].sort_by(|a, b| a.pool_id.cmp(&b.pool_id));
         }
-        PoolList {
-            count: pools.len(),
-            pools,
-        }
+        pools
     }
 
     fn show_pool(
@@ -172,37 +179,48 @@ impl Control {
         }
     }
 
-    /// Where each model can be had: slots of pools that take requests.
-    #[must_use]
-    pub fn availability(&self) -> Availability {
+    /// Adds what these nodes serve. Heartbeats wait meanwhile: a few nodes at a time.
+    pub fn add_to_catalog(&self, node_ids: &[NodeId], catalog: &mut Catalog) {
         let registry = self.registry();
-        let mut models: BTreeMap<&str, (Vec<&NodeId>, u64)> = BTreeMap::new();
-        for (node_id, node) in registry.nodes().filter(|(_, node)| node.schedulable()) {
-            for pool in node
-                .pools
-                .iter()
-                .filter(|pool| pool.ready && !pool.draining)
-            {
+        let nodes = node_ids
+            .iter()
+            .filter_map(|node_id| Some((node_id, registry.node(node_id)?)));
+        for (node_id, node) in nodes.filter(|(_, node)| node.schedulable()) {
+            let pools = node.pools.iter();
+            for pool in pools.filter(|pool| pool.ready && !pool.draining) {
                 for model in &pool.models_available {
-                    let (nodes, slots) = models.entry(model).or_default();
-                    // Pools come node by node: it is the last one, or not there yet.
-                    if nodes.last() != Some(&node_id) {
-                        nodes.push(node_id);
-                    }
-                    *slots += u64::from(pool.slots_total.unwrap_or(1));
+                    catalog.add(model, node_id, pool.slots_total.unwrap_or(1));
                 }
             }
         }
-        let models = models
+    }
+}
+
+/// Where each model can be had: nodes, and slots of their pools that take requests.
+#[derive(Debug, Default)]
+pub struct Catalog(BTreeMap<String, (Vec<String>, u64)>);
+
+impl Catalog {
+    fn add(&mut self, model: &str, node_id: &NodeId, slots: u32) {
+        let (nodes, all) = self.0.entry(model.to_owned()).or_default();
+        // Pools come node by node: it is the last one, or not there yet.
+        if nodes.last().is_none_or(|last| last != node_id.as_str()) {
+            nodes.push(node_id.to_string());
+        }
+        *all += u64::from(slots);
+    }
+
+    /// As the API shows it, nodes in the order in which they were added.
+    #[must_use]
+    pub fn availability(self) -> Availability {
+        let models = self
+            .0
             .into_iter()
-            .map(|(model_id, (mut nodes, total_capacity))| {
-                nodes.sort();
-                AvailableModel {
-                    model_id: model_id.to_owned(),
-                    total_nodes: nodes.len(),
-                    nodes: nodes.into_iter().map(ToString::to_string).collect(),
-                    total_capacity,
-                }
+            .map(|(model_id, (nodes, total_capacity))| AvailableModel {
+                model_id,
+                total_nodes: nodes.len(),
+                nodes,
+                total_capacity,
             });
         Availability {
             models: models.collect(),

@@ -144,7 +144,7 @@ pub(super) async fn home(control: &Control, engines: Vec<Engine>) {
     }
     // Whether they answered or not: the server is ready to say so.
     let _ = tokio::time::timeout(FIRST_WORD, async {
-        while control.pools().count < engines.len() {
+        while control.pools(&control.node_ids()).len() < engines.len() {
             tokio::time::sleep(FIRST_WORD_LOOK).await;
         }
     })
