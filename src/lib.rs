@@ -37,6 +37,7 @@ pub mod engines;
 pub mod gateway;
 pub mod listen;
 pub mod metrics;
+pub mod random;
 pub mod registry;
 pub mod relay;
 pub mod secrets;

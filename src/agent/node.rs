@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 use crate::client::ClientError;
 use crate::clock::Clock;
 use crate::engines::Reading;
+use crate::random;
 use crate::types::{
     DrainAck, ErrorCode, HeartbeatRequest, HttpUrl, PoolId, PoolStatus, RegisterRequest, UrlError,
     VERSION, millis,
@@ -71,7 +72,7 @@ impl Node {
             inventory,
             shared,
             machine: Machine::new(clock.now()),
-            instance_id: format!("{:08x}{:08x}", roll(), roll()),
+            instance_id: random::name(),
             seq: 0,
             pools: BTreeMap::new(),
             was_up: None,
@@ -222,7 +223,7 @@ impl Node {
         let outcome = result.unwrap_or_else(|error| self.judge(call, &error));
         let drained_before = self.machine.drain().map(|drain| drain.id.clone());
         self.machine
-            .on_outcome(self.clock.now(), call, outcome, roll());
+            .on_outcome(self.clock.now(), call, outcome, random::number());
         match (self.machine.drain(), drained_before) {
             (Some(drain), before) if before.as_ref() != Some(&drain.id) => {
                 info!(
@@ -317,11 +318,4 @@ fn source_towards(server: SocketAddr) -> io::Result<IpAddr> {
     let socket = UdpSocket::bind(any)?;
     socket.connect(server)?;
     Ok(socket.local_addr()?.ip())
-}
-
-/// A random number.
-fn roll() -> u32 {
-    let mut bytes = [0_u8; 4];
-    getrandom::fill(&mut bytes).expect("the system has randomness to give");
-    u32::from_ne_bytes(bytes)
 }

@@ -23,9 +23,9 @@ const STOP_MARGIN: Duration = Duration::from_secs(15);
 
 #[rustfmt::skip]
 const COLUMNS: [Column; 3] = [
-    Column { title: "KEY",    drop_order: 0, shrink_to: None, right: false },
-    Column { title: "VALUE",  drop_order: 0, shrink_to: None, right: false },
-    Column { title: "SOURCE", drop_order: 0, shrink_to: None, right: false },
+    Column::new("KEY", 0, None, false),
+    Column::new("VALUE", 0, None, false),
+    Column::new("SOURCE", 0, None, false),
 ];
 
 /// Runs the command. `globals` are the global options of its command line.

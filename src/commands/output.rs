@@ -117,6 +117,24 @@ pub struct Column {
     pub right: bool,
 }
 
+impl Column {
+    /// A column; see its fields.
+    #[must_use]
+    pub const fn new(
+        title: &'static str,
+        drop_order: u8,
+        shrink_to: Option<u16>,
+        right: bool,
+    ) -> Self {
+        Self {
+            title,
+            drop_order,
+            shrink_to,
+            right,
+        }
+    }
+}
+
 impl Tone {
     /// A cell of a table with this text. These colours are the terminal's own eight.
     fn cell(self, text: &str) -> Cell {
@@ -240,6 +258,22 @@ pub fn draw(
 #[must_use]
 pub fn cut(line: &str, width: u16) -> String {
     truncate_str(line, usize::from(width), "…").into_owned()
+}
+
+/// A text behind `first`, in as many lines as it takes, each after the first behind `rest`. Lines break between words
+/// only, so that names stay whole.
+#[must_use]
+pub fn wrapped(first: &str, rest: &str, text: &str, width: Option<u16>) -> String {
+    let Some(width) = width.filter(|_| !text.is_empty()) else {
+        return format!("{first}{text}");
+    };
+    let options = textwrap::Options::new(width.into())
+        .initial_indent(first)
+        .subsequent_indent(rest)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .break_words(false);
+    textwrap::fill(text, options)
 }
 
 fn text_width(text: &str) -> u16 {

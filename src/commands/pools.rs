@@ -17,46 +17,32 @@ use crate::types::{Availability, AvailableModel, PoolState, PoolView};
 
 /// The columns of pools. `wide` adds those after [`NARROW_POOLS`].
 const POOLS: [Column; 13] = [
-    column("NODE", 0, Some(20), false),
-    column("POOL", 0, Some(12), false),
-    column("STATE", 0, None, false),
-    column("SLOTS", 0, None, true),
-    column("WAITING", 2, None, true),
-    column("MODELS", 1, Some(12), false),
-    column("CTX", 4, None, true),
-    column("VRAM-FREE", 3, None, true),
-    column("ENGINE", 5, None, false),
-    column("RUNNING", 0, None, true),
-    column("EXTERNAL", 0, None, true),
-    column("VERSION", 0, None, false),
-    column("URL", 0, None, false),
+    Column::new("NODE", 0, Some(20), false),
+    Column::new("POOL", 0, Some(12), false),
+    Column::new("STATE", 0, None, false),
+    Column::new("SLOTS", 0, None, true),
+    Column::new("WAITING", 2, None, true),
+    Column::new("MODELS", 1, Some(12), false),
+    Column::new("CTX", 4, None, true),
+    Column::new("VRAM-FREE", 3, None, true),
+    Column::new("ENGINE", 5, None, false),
+    Column::new("RUNNING", 0, None, true),
+    Column::new("EXTERNAL", 0, None, true),
+    Column::new("VERSION", 0, None, false),
+    Column::new("URL", 0, None, false),
 ];
 const NARROW_POOLS: usize = 9;
 
 /// The columns of models; `wide` adds the last one.
 const MODELS: [Column; 6] = [
-    column("MODEL", 0, Some(16), false),
-    column("STATE", 0, None, false),
-    column("NODES", 1, None, true),
-    column("SLOTS", 0, None, true),
-    column("CTX", 2, None, true),
-    column("ON", 0, None, false),
+    Column::new("MODEL", 0, Some(16), false),
+    Column::new("STATE", 0, None, false),
+    Column::new("NODES", 1, None, true),
+    Column::new("SLOTS", 0, None, true),
+    Column::new("CTX", 2, None, true),
+    Column::new("ON", 0, None, false),
 ];
 const NARROW_MODELS: usize = 5;
-
-const fn column(
-    title: &'static str,
-    drop_order: u8,
-    shrink_to: Option<u16>,
-    right: bool,
-) -> Column {
-    Column {
-        title,
-        drop_order,
-        shrink_to,
-        right,
-    }
-}
 
 /// How to draw a table.
 #[derive(Debug, Clone, Copy)]

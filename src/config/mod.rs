@@ -17,6 +17,7 @@ mod provenance;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
@@ -148,7 +149,14 @@ enum Scope {
 pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, ConfigError> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let definition = cli::command();
-    let first = definition.clone().try_get_matches_from(&arguments);
+    let parser = if arguments.len() > 1 {
+        definition.clone()
+    } else {
+        // Whoever asks for nothing is shown what there is. To the parser, variables are arguments.
+        let unset = |arg: Arg| arg.env(Resettable::Reset);
+        definition.clone().mut_args(unset)
+    };
+    let first = parser.try_get_matches_from(&arguments);
     let (matches, complaint) = match first {
         Ok(matches) => (matches, None),
         // What is missing may be in the file.

@@ -10,10 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tracing::{error, warn};
+use tracing::{error, info};
 
 use crate::registry::{Change, Edit, Intent, Node, Speaker};
-use crate::store::{Observed, Store, Write};
+use crate::store::{Observed, Store, StoreError, Write};
 use crate::types::{Mono, NodeId};
 
 use super::tell::Told;
@@ -52,6 +52,8 @@ struct Lane {
     undurable: BTreeSet<NodeId>,
     /// When observed changes are to be written.
     flush_at: Option<Mono>,
+    /// The store took nothing when it was last asked to.
+    failing: bool,
     stopping: bool,
 }
 
@@ -69,6 +71,7 @@ pub(super) fn spawn(
         revision,
         undurable: BTreeSet::new(),
         flush_at: None,
+        failing: false,
         stopping: false,
     };
     std::thread::Builder::new()
@@ -177,17 +180,7 @@ impl Lane {
             .iter()
             .flat_map(|(_, change, _)| writes(change))
             .collect();
-        let mut stored = Ok(());
-        if !writes.is_empty() {
-            stored = self
-                .store
-                .apply(&writes, self.revision)
-                .map(|revision| self.revision = revision);
-            self.control.counters.wrote(stored.is_ok());
-        }
-        if let Err(e) = &stored {
-            error!(error = %e, orders = decided.len(), "the store did not take a batch");
-        }
+        let stored = self.write(&writes);
         for (intent, change, reply) in decided {
             let durable = stored.is_ok() || !change.is_durable();
             if durable && !change.record.is_keep() {
@@ -207,6 +200,26 @@ impl Lane {
                 }
             }
         }
+    }
+
+    /// Writes a batch, all of it or nothing.
+    fn write(&mut self, batch: &[Write]) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let stored = self.store.apply(batch, self.revision);
+        self.control.counters.wrote(stored.is_ok());
+        match &stored {
+            // It is the same story for as long as it lasts.
+            Err(e) if !self.failing => {
+                error!(error = %e, "the store cannot be written: known nodes go on from memory, what must be durable is refused");
+            }
+            Ok(_) if self.failing => info!("the store can be written again"),
+            _ => {}
+        }
+        self.failing = stored.is_err();
+        self.revision = stored?;
+        Ok(())
     }
 
     /// Without a working store, nodes that are known go on describing themselves.
@@ -282,18 +295,9 @@ impl Lane {
                 .chain(nodes.flat_map(|(node_id, node)| behind(now, node_id, node)))
                 .collect()
         };
-        if batch.is_empty() {
-            return;
-        }
-        let stored = self.store.apply(&batch, self.revision);
-        self.control.counters.wrote(stored.is_ok());
-        match stored {
-            Ok(revision) => {
-                self.revision = revision;
-                self.undurable.clear();
-            }
-            Err(e) => {
-                warn!(error = %e, "what was observed of the fleet could not be written; will try again");
+        match self.write(&batch) {
+            Ok(()) => self.undurable.clear(),
+            Err(_) => {
                 let mut unwritten = self
                     .control
                     .unwritten

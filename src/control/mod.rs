@@ -22,6 +22,7 @@ use tracing::info;
 use crate::admission::{Admission, PoolRoute};
 use crate::clock::Clock;
 use crate::metrics::{Counters, DrainStep};
+use crate::random;
 use crate::registry::{self, Intent, Moved, Node, Registry};
 use crate::store::{Store, StoreError};
 use crate::types::{
@@ -139,7 +140,7 @@ impl Control {
             lane: Mutex::new(None),
             unwritten: Mutex::new(BTreeSet::new()),
             nudge: Notify::new(),
-            events: Arc::new(EventLog::new(random_id())),
+            events: Arc::new(EventLog::new(random::name())),
             agentless: Notify::new(),
             lane_ended: Notify::new(),
             counters: Arc::default(),
@@ -216,7 +217,7 @@ impl Control {
         node_id: NodeId,
         request: DrainRequest,
     ) -> Result<NodeView, ControlError> {
-        let drain_id = random_id();
+        let drain_id = random::name();
         // The lane counts what runs at the moment it decides.
         let intent = Intent::Drain {
             node_id,
@@ -538,12 +539,6 @@ fn routes(node: &Node) -> Vec<PoolRoute> {
             })
         })
         .collect()
-}
-
-fn random_id() -> String {
-    let mut bytes = [0_u8; 8];
-    getrandom::fill(&mut bytes).expect("the system has randomness to give");
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

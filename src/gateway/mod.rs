@@ -21,6 +21,7 @@ use crate::admission::{Admission, Ask, EndSignal, Failure, ModelIx, Permit};
 use crate::auth::{API_KEY, Area, Guard};
 use crate::clock::Clock;
 use crate::listen;
+use crate::random;
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
 use crate::types::{Mono, REFUSED_HEADER, UnixMs, listed_model_id};
 
@@ -71,9 +72,7 @@ impl Gateway {
     /// A gateway over the pools that `admission` knows.
     #[must_use]
     pub fn new(clock: Clock, admission: Arc<Admission>, guard: Guard) -> Arc<Self> {
-        let mut bytes = [0_u8; 4];
-        getrandom::fill(&mut bytes).expect("the system has randomness to give");
-        let prefix = format!("req-{:08x}", u32::from_ne_bytes(bytes));
+        let prefix = format!("req-{}", random::name());
         let started = clock.wall();
         Arc::new(Self {
             clock,

@@ -596,3 +596,12 @@ fn help_of_serve_and_agent_tells_of_the_log() {
         assert!(ran.stdout.contains("ORCHD_LOG=debug"), "{}", ran.stdout);
     }
 }
+
+#[test]
+fn whoever_asks_for_nothing_is_shown_what_there_is_whatever_variables_are_set() {
+    let bare = run_with(&[], &[]);
+    assert_eq!(bare.exit, Some(2));
+    assert!(bare.stderr.contains("Commands:"), "{}", bare.stderr);
+    let set = run_with(&[], &[("ORCHD_API_TOKEN", SECRET), ("ORCHD_SERVER", "x")]);
+    assert_eq!((set.exit, set.stderr), (bare.exit, bare.stderr));
+}

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Module, layer, and what it may import. Everything may import itself and `types`; `clock` may be imported from L2 up.
+/// Module, layer, and what it may import. Everything may import itself and `types`; `clock` and `random` may be imported from L2 up.
 /// `*` is every lower layer.
 #[rustfmt::skip]
 const PICTURE: &[(&str, u8, &[&str])] = &[
@@ -20,6 +20,7 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("auth",           1, &[]),
     // The shells round the pure core.
     ("clock",          2, &[]),
+    ("random",         2, &[]),
     ("store",          2, &["registry"]),
     ("admission",      2, &["dispatch"]),
     ("metrics",        2, &[]),
@@ -66,6 +67,7 @@ const IMPURE: &[&str] = &[
     "rand",
     "getrandom",
     "crate::clock",
+    "crate::random",
 ];
 /// What a module of L1 must not contain: words.
 const IMPURE_WORDS: &[&str] = &["async", "await"];
@@ -228,7 +230,7 @@ fn may_import(from: &(&str, u8, &[&str]), to: &(&str, u8, &[&str])) -> bool {
     let (target, target_layer, _) = to;
     name == target
         || *target == "types"
-        || (*target == "clock" && *layer >= 2)
+        || (["clock", "random"].contains(target) && *layer >= 2)
         || imports.contains(target)
         || (imports.contains(&"*") && target_layer < layer)
 }

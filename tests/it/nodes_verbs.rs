@@ -59,7 +59,8 @@ fn get_shows_all_that_is_known_of_a_node() {
         "
 Name:         gpu-1
 Status:       Draining,degraded
-Because:      draining: new kernel, by ada@host, since 1970-01-01T00:00:00Z (25h ago), 2 requests left, cut off in 1m05s, 1 cut
+Because:      draining: new kernel, by ada@host, since 1970-01-01T00:00:00Z (25h
+              ago), 2 requests left, cut off in 1m05s, 1 cut
               degraded: GPU 1 is off the bus (GPU_LOST)
               pool embed misconfigured: it answers /props with 404
 Last heard:   3s ago
@@ -464,16 +465,21 @@ fn reasons_say_why_by_whom_and_since_when() {
         "
 fine     Online             3/8  qwen3-8b  3s ago
 gpu-1    Draining,degraded  3/9  qwen3-8b  3s ago
-    draining: new kernel, by ada@host, since 1970-01-01T00:00:00Z (25h ago), 2 requests left, cut off in 1m05s, 1 cut
+    draining: new kernel, by ada@host, since
+      1970-01-01T00:00:00Z (25h ago), 2 requests left, cut
+      off in 1m05s, 1 cut
     degraded: GPU 1 is off the bus (GPU_LOST)
     pool embed misconfigured: it answers /props with 404
 restart  Online,suspect     3/8  qwen3-8b  -
-    suspect: not heard since the control plane started; routed by what was last known of it
+    suspect: not heard since the control plane started;
+      routed by what was last known of it
 silent   Offline            3/8  qwen3-8b  2h ago
     silent since 1970-01-01T23:00:15Z (2h ago)
 unheard  Offline,drained    3/8  qwen3-8b  -
     silent since 1970-01-02T01:00:00Z (115s ago)
-    drained: no reason given, by ada@host, since 1970-01-01T00:00:00Z (25h ago), not confirmed by its agent
+    drained: no reason given, by ada@host, since
+      1970-01-01T00:00:00Z (25h ago), not confirmed by its
+      agent
 "
     );
 }

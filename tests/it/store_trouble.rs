@@ -157,6 +157,9 @@ fn with_a_full_disk_what_is_known_goes_on_and_nothing_new_is_half_done() {
     answer(&server, 200, "POST", register, &registration("n3", "1"));
     let log = server.log();
     assert!(!log.contains("panicked"), "{log}");
+    // One line when it is over, however much was tried meanwhile; that it began could not be logged here.
+    let over = "the store can be written again";
+    assert_eq!(log.matches(over).count(), 1, "{log}");
     server.kill9();
     server.start_again();
     let node = answer(&server, 200, "GET", node, &Value::Null);

@@ -385,6 +385,15 @@ impl Waiting {
 
     /// Takes the spinners off the screen.
     fn clear(&self) {
+        // One that still ticks would draw itself again.
+        for bar in self
+            .pending
+            .iter()
+            .filter_map(|p| p.bar.as_ref())
+            .chain(&self.rest)
+        {
+            bar.finish_and_clear();
+        }
         if let Some(bars) = &self.bars {
             let _ = bars.clear();
         }

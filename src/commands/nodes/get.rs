@@ -19,28 +19,14 @@ const NAMES: usize = 12;
 
 /// The columns of the pools of one node.
 const POOLS: [Column; 7] = [
-    column("POOL", 0, Some(16), false),
-    column("STATE", 0, None, false),
-    column("SLOTS", 0, None, true),
-    column("CTX", 3, None, true),
-    column("VRAM-FREE", 2, None, true),
-    column("MODELS", 0, Some(12), false),
-    column("ENGINE", 1, None, false),
+    Column::new("POOL", 0, Some(16), false),
+    Column::new("STATE", 0, None, false),
+    Column::new("SLOTS", 0, None, true),
+    Column::new("CTX", 3, None, true),
+    Column::new("VRAM-FREE", 2, None, true),
+    Column::new("MODELS", 0, Some(12), false),
+    Column::new("ENGINE", 1, None, false),
 ];
-
-const fn column(
-    title: &'static str,
-    drop_order: u8,
-    shrink_to: Option<u16>,
-    right: bool,
-) -> Column {
-    Column {
-        title,
-        drop_order,
-        shrink_to,
-        right,
-    }
-}
 
 pub(super) async fn run(args: NodesGetArgs, client: Client) -> anyhow::Result<ExitCode> {
     let mut failures = Failures::default();
@@ -87,7 +73,9 @@ pub fn detail(entry: &Entry, now: UnixMs, width: Option<u16>, color: bool) -> St
         } else {
             format!("{name}:")
         };
-        let _ = writeln!(text, "{name:NAMES$}  {value}");
+        let first = format!("{name:NAMES$}  ");
+        let rest = " ".repeat(first.len());
+        let _ = writeln!(text, "{}", output::wrapped(&first, &rest, value, width));
     };
     line("Name", node.node_id.as_str());
     let (word, tone) = cells::status(entry);
@@ -149,9 +137,7 @@ pub fn detail(entry: &Entry, now: UnixMs, width: Option<u16>, color: bool) -> St
         line("Pools", "none");
         return text;
     }
-    line("Pools", "");
-    text.truncate(text.trim_end().len());
-    text.push('\n');
+    text.push_str("Pools:\n");
     let rows: Vec<Cells> = node
         .pool_status
         .iter()

@@ -19,36 +19,22 @@ use crate::types::{FleetHold, NodeId, NodeList, NodeView, UnixMs};
 
 /// The columns, narrow ones that tell most first to stay. `wide` adds those after [`NARROW`].
 const COLUMNS: [Column; 13] = [
-    column("NAME", 0, Some(28), false),
-    column("STATUS", 0, None, false),
-    column("GPUS", 3, Some(10), false),
-    column("VRAM-FREE", 4, None, true),
-    column("POOLS", 5, None, true),
-    column("SLOTS", 0, None, true),
-    column("MODELS", 1, Some(12), false),
-    column("SEEN", 2, None, false),
-    column("AGE", 6, None, false),
-    column("VERSION", 7, None, false),
-    column("ADDRESS", 8, None, false),
-    column("MACHINE", 9, None, false),
-    column("LABELS", 10, None, false),
+    Column::new("NAME", 0, Some(28), false),
+    Column::new("STATUS", 0, None, false),
+    Column::new("GPUS", 3, Some(10), false),
+    Column::new("VRAM-FREE", 4, None, true),
+    Column::new("POOLS", 5, None, true),
+    Column::new("SLOTS", 0, None, true),
+    Column::new("MODELS", 1, Some(12), false),
+    Column::new("SEEN", 2, None, false),
+    Column::new("AGE", 6, None, false),
+    Column::new("VERSION", 7, None, false),
+    Column::new("ADDRESS", 8, None, false),
+    Column::new("MACHINE", 9, None, false),
+    Column::new("LABELS", 10, None, false),
 ];
 /// How many of the columns are not for `wide` alone.
 const NARROW: usize = 10;
-
-const fn column(
-    title: &'static str,
-    drop_order: u8,
-    shrink_to: Option<u16>,
-    right: bool,
-) -> Column {
-    Column {
-        title,
-        drop_order,
-        shrink_to,
-        right,
-    }
-}
 
 /// Whether a node is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -271,8 +257,10 @@ pub(super) fn draw(entries: &[Entry], now: UnixMs, layout: Layout) -> Lines {
         .map(|(entry, row)| {
             let mut lines = vec![row];
             if layout.reasons {
-                let reasons = reasons::reasons(entry, now).into_iter();
-                lines.extend(reasons.map(|reason| format!("    {reason}")));
+                for reason in reasons::reasons(entry, now) {
+                    let text = output::wrapped("    ", "      ", &reason, layout.width);
+                    lines.extend(text.lines().map(str::to_owned));
+                }
             }
             (lines, cells::status(entry).1)
         })
