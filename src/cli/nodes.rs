@@ -62,7 +62,7 @@ pub enum NodesCommand {
 pub enum OutputFormat {
     /// Columns that fit the terminal
     Table,
-    /// All columns, however wide
+    /// All columns, whether they fit or not
     Wide,
     /// The control plane's answer as JSON
     Json,

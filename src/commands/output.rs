@@ -135,6 +135,20 @@ impl Column {
     }
 }
 
+/// The columns of a table of which the first `narrow` are enough for most: those, or all of them, none of which is then
+/// left out on a narrow terminal.
+#[must_use]
+pub fn columns(all: &[Column], narrow: usize, wide: bool) -> Vec<Column> {
+    if !wide {
+        return all[..narrow].to_vec();
+    }
+    let kept = all.iter().map(|column| Column {
+        drop_order: 0,
+        ..*column
+    });
+    kept.collect()
+}
+
 impl Tone {
     /// A cell of a table with this text. These colours are the terminal's own eight.
     fn cell(self, text: &str) -> Cell {

@@ -47,7 +47,7 @@ const NARROW_MODELS: usize = 5;
 /// How to draw a table.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
-    /// All columns, whatever the width.
+    /// All columns, whether they fit or not.
     pub wide: bool,
     /// With the line of column names.
     pub headers: bool,
@@ -68,12 +68,11 @@ impl Layout {
     }
 
     fn draw(self, columns: &[Column], narrow: usize, mut rows: Vec<Cells>) -> String {
-        let count = if self.wide { columns.len() } else { narrow };
+        let columns = output::columns(columns, narrow, self.wide);
         for row in &mut rows {
-            row.truncate(count);
+            row.truncate(columns.len());
         }
-        let width = self.width.filter(|_| !self.wide);
-        output::table(&columns[..count], &rows, self.headers, width, self.color)
+        output::table(&columns, &rows, self.headers, self.width, self.color)
     }
 }
 

@@ -85,6 +85,24 @@ sick                          Online,degraded     3/8  qwen3-8b          3s ago
 }
 
 #[test]
+fn wide_leaves_nothing_out_and_fits_a_terminal_that_has_the_room() {
+    let wide = Layout {
+        wide: true,
+        ..PLAIN
+    };
+    let at = |width: Option<u16>| draw(&fleet(), Layout { width, ..wide });
+    let longest = |text: &str| text.lines().map(|line| line.chars().count()).max();
+    let fits = at(Some(220));
+    assert!(longest(&fits) <= Some(220), "{fits}");
+    for column in ["GPUS", "VRAM-FREE", "ADDRESS", "MACHINE", "LABELS"] {
+        assert!(fits.contains(column), "{column}: {fits}");
+    }
+    // Where it cannot fit, nothing is cut for nothing.
+    assert_eq!(at(Some(60)), at(None));
+    assert!(at(None).contains("Qwen/Qwen3-235B-A22B-Instruct-2507-GGUF,qwen3-8b"));
+}
+
+#[test]
 fn the_table_of_nodes_shows_every_column_at_160() {
     let text = draw(
         &fleet(),

@@ -30,8 +30,8 @@ const COLUMNS: [Column; 13] = [
     Column::new("AGE", 6, None, false),
     Column::new("VERSION", 7, None, false),
     Column::new("ADDRESS", 8, None, false),
-    Column::new("MACHINE", 9, None, false),
-    Column::new("LABELS", 10, None, false),
+    Column::new("MACHINE", 9, Some(12), false),
+    Column::new("LABELS", 10, Some(16), false),
 ];
 /// How many of the columns are not for `wide` alone.
 const NARROW: usize = 10;
@@ -213,7 +213,7 @@ pub(super) fn layout(args: &NodesListArgs) -> Layout {
 /// How to draw the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
-    /// All columns, whatever the width.
+    /// All columns, whether they fit or not.
     pub wide: bool,
     /// With the line of column names.
     pub headers: bool,
@@ -234,23 +234,17 @@ pub(super) struct Lines {
 
 /// Draws the table of nodes, line by line.
 pub(super) fn draw(entries: &[Entry], now: UnixMs, layout: Layout) -> Lines {
-    let count = if layout.wide { COLUMNS.len() } else { NARROW };
+    let columns = output::columns(&COLUMNS, NARROW, layout.wide);
     let rows: Vec<Cells> = entries
         .iter()
         .map(|entry| {
             let mut row = cells::row(entry, now, layout.wide);
-            row.truncate(count);
+            row.truncate(columns.len());
             row
         })
         .collect();
-    let width = layout.width.filter(|_| !layout.wide);
-    let drawn = output::draw(
-        &COLUMNS[..count],
-        &rows,
-        layout.headers,
-        width,
-        layout.color,
-    );
+    let (width, color) = (layout.width, layout.color);
+    let drawn = output::draw(&columns, &rows, layout.headers, width, color);
     let nodes = entries
         .iter()
         .zip(drawn.rows)
