@@ -9,8 +9,9 @@ use clap::{Args, Subcommand, ValueEnum};
 pub enum ConfigCommand {
     /// Show every setting, its value and where that comes from
     ///
-    /// SOURCE is `flag`, `env` with the variable, `file` with the line, `default`, or `derived` with what the value is
-    /// made from. Secrets are masked. What stands behind `--` is taken as options of the verb.
+    /// SOURCE is `flag`, `env` with the variable, `file` with the line, `default`, `derived` with what the value is made
+    /// from, or `overruled` with what takes its place. Secrets are masked. What stands behind `--` is taken as options of
+    /// the verb.
     Show(ConfigShowArgs),
     /// Check the settings without starting anything
     ///

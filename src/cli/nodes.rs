@@ -48,7 +48,7 @@ pub enum NodesCommand {
     /// Ends the registration and drops the drain. Running requests are not ended. An agent that still runs there
     /// registers again with its next heartbeat: stop it first.
     Remove(NodesRemoveArgs),
-    /// Wait until nodes are as wanted
+    /// Wait until nodes are online, offline, drained or gone
     ///
     /// Prints each node as it gets there. `online` is a node that is heard, draining or not; `offline` one that has been
     /// silent for longer than the node timeout; `drained` one that runs nothing under a drain; `gone` one that is not
@@ -265,8 +265,8 @@ pub struct NodesDrainArgs {
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
 
-    /// End what still runs after this long (1s to 24h); given again it replaces the old deadline, left out it ends it
-    /// [default: let everything finish]
+    /// End what still runs after this long (1s to 24h); given again, it replaces an earlier deadline, which otherwise
+    /// stays [default: let everything finish]
     #[arg(long, value_name = "DURATION", value_parser = duration(Unit::Millis, Duration::from_secs(1), DAY))]
     pub deadline: Option<Duration>,
 

@@ -112,8 +112,8 @@ pub struct ServeArgs {
     )]
     pub restart_grace: Option<Duration>,
 
-    /// Silent nodes from which on mass silence is taken for a fault of this side: while it lasts, none of them goes
-    /// Offline (1 to 1000000)
+    /// Fleet hold: when at least so many nodes fall silent at once, the fault is taken to be on this side, such as a cut
+    /// network, and none of them goes Offline while it lasts (1 to 1000000)
     #[arg(
         long,
         value_name = "COUNT",
@@ -124,7 +124,7 @@ pub struct ServeArgs {
     )]
     pub fleet_hold_min: u32,
 
-    /// Share of the fleet that must be silent for that, in percent; 0 turns it off (0 to 100)
+    /// Fleet hold: what share of the fleet must be silent as well, in percent; 0 turns the hold off (0 to 100)
     #[arg(
         long,
         value_name = "PERCENT",
@@ -135,7 +135,7 @@ pub struct ServeArgs {
     )]
     pub fleet_hold_percent: u32,
 
-    /// How long that may last (1s to 24h)
+    /// Fleet hold: how long it may last, after which those still silent go Offline (1s to 24h)
     #[arg(
         long,
         value_name = "DURATION",
@@ -212,7 +212,8 @@ pub struct ServeArgs {
     )]
     pub shutdown_grace: Duration,
 
-    /// Directory for what must survive a restart [default: orchd's state directory of the user]
+    /// Directory for what must survive a restart [default: orchd in the user's state directory,
+    /// as ~/.local/state/orchd]
     #[arg(long, value_name = "DIR", env = "ORCHD_STATE_DIR", value_hint = clap::ValueHint::DirPath)]
     pub state_dir: Option<PathBuf>,
 
