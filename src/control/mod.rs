@@ -52,10 +52,13 @@ pub struct Settings {
     pub hold: HoldSettings,
 }
 
-/// A wake-up later than this means that the process was stopped (a suspended laptop, SIGSTOP), not merely busy.
+/// A wake-up later than this is more than a timer's own inaccuracy on a busy machine.
+const JITTER_MS: Millis = 50;
+/// One later than this means that the process was stopped (a suspended laptop, SIGSTOP), which is worth a line in the log.
 const PAUSE_MS: Millis = 1_000;
-/// How often the reaper wakes at least.
-const TICK_MS: Millis = 1_000;
+/// How often the reaper wakes at least. A stop is seen to be at most so much longer or shorter than it was, which the
+/// shortest timeout (1 s) with heartbeats at a third of it can bear.
+const TICK_MS: Millis = 250;
 /// How often a drain that is not done is looked at.
 const DRAIN_POLL_MS: Millis = 100;
 /// How often the clocks of drains are written down: twice within the 30 s that the contract (§1.3) allows.
@@ -373,35 +376,8 @@ impl Control {
     pub async fn reap(self: Arc<Self>) {
         let mut clocks_kept = self.clock.now();
         loop {
-            let (due, draining) = {
-                let registry = self.registry();
-                let now = self.clock.both();
-                let sweep = self
-                    .settings
-                    .stale_check_interval_ms
-                    .min(self.settings.node_timeout_ms);
-                let latest = now.mono.plus(sweep);
-                // One millisecond later than the lease ends: until then it is not yet longer than the timeout.
-                let due = registry
-                    .next_expiry(now)
-                    .map_or(latest, |at| at.plus(1).min(latest));
-                (due, registry.draining().next().is_some())
-            };
-            let due = if draining {
-                due.min(self.clock.now().plus(DRAIN_POLL_MS))
-            } else {
-                due
-            };
-            // Woken often, so that a stop of this process shows as a gap, however far away the next deadline is.
-            let wake = due.min(self.clock.now().plus(TICK_MS));
-            let nudged = tokio::select! {
-                () = tokio::time::sleep_until(self.clock.instant(wake)) => false,
-                () = self.nudge.notified() => true,
-            };
-            self.allow_for_pause(wake);
-            if nudged || self.clock.now() >= due {
-                self.sweep();
-            }
+            self.sleep_until(self.next_look()).await;
+            self.sweep();
             if self.clock.now().since(clocks_kept) >= KEEP_CLOCKS_MS {
                 clocks_kept = self.clock.now();
                 self.keep_clocks();
@@ -409,19 +385,59 @@ impl Control {
         }
     }
 
+    /// When the fleet is to be looked at next, if nothing happens before.
+    fn next_look(&self) -> Mono {
+        let registry = self.registry();
+        let now = self.clock.both();
+        let sweep = self
+            .settings
+            .stale_check_interval_ms
+            .min(self.settings.node_timeout_ms);
+        let latest = if registry.draining().next().is_some() {
+            now.mono.plus(sweep.min(DRAIN_POLL_MS))
+        } else {
+            now.mono.plus(sweep)
+        };
+        // One millisecond later than the lease ends: until then it is not yet longer than the timeout.
+        let expiry = registry.next_expiry(now).map(|at| at.plus(1));
+        expiry.map_or(latest, |at| at.min(latest))
+    }
+
+    /// Returns at `due`, or when there is something new to look at. Wakes often meanwhile, so that a stop of this process
+    /// shows as a gap, however far away `due` is.
+    async fn sleep_until(&self, due: Mono) {
+        loop {
+            let from = self.clock.now();
+            let wake = due.min(from.plus(TICK_MS));
+            let nudged = tokio::select! {
+                () = tokio::time::sleep_until(self.clock.instant(wake)) => false,
+                () = self.nudge.notified() => true,
+            };
+            self.allow_for_pause(from, wake);
+            if nudged || self.clock.now() >= due {
+                return;
+            }
+        }
+    }
+
     /// Moves every deadline by as much as this process was stopped, which shows in waking up later than at `wake`.
-    fn allow_for_pause(&self, wake: Mono) {
+    fn allow_for_pause(&self, from: Mono, wake: Mono) {
         // Before the lock is waited for: whoever holds it for long does not stop this process.
         let now = self.clock.both();
-        let mut registry = self.registry();
         let late_ms = now.mono.since(wake);
+        if late_ms <= JITTER_MS {
+            return;
+        }
+        // The stop may have begun at any moment since `from`. While it is short, a part of that is given, so that a busy
+        // machine, which is always a little late, still comes to its deadlines.
+        let gap_ms = late_ms + late_ms.min(wake.since(from));
         if late_ms > PAUSE_MS {
             info!(
-                late_ms,
+                gap_ms,
                 "this process was stopped for a while; every deadline is moved by as much"
             );
-            registry.paused(now, late_ms);
         }
+        self.registry().paused(now, gap_ms);
     }
 
     /// Moves what silence and deadlines have moved.

@@ -373,23 +373,35 @@ fn silence_is_found_within_a_second_of_the_timeout_however_rare_the_sweep_is() {
 #[test]
 fn a_stopped_control_plane_takes_nobody_for_dead() {
     let fleet = Fleet::start(&["--node-timeout", "1s"]);
-    for n in 0..3 {
-        fleet.register(&format!("n{n}"));
-        fleet.beat(&format!("n{n}"), &json!({"pools": []}));
-    }
+    let nodes = ["n0", "n1", "n2"];
+    let beat_all = || nodes.map(|node_id| fleet.beat(node_id, &json!({"pools": []})));
+    nodes.map(|node_id| fleet.register(node_id));
+    beat_all();
     let mut events = fleet.events("", None);
-    fleet.orchd.signal(Signal::SIGSTOP);
-    // Three timeouts: nothing can be waited for in a process that is stopped.
-    std::thread::sleep(Duration::from_secs(3));
-    fleet.orchd.signal(Signal::SIGCONT);
-    for n in 0..3 {
-        let node_id = format!("n{n}");
-        assert_eq!(
-            fleet.node(&node_id)["status"],
-            "Online",
-            "before it is heard again"
-        );
-        fleet.beat(&node_id, &json!({"pools": []}));
+    // Heartbeats come every third of the timeout, wherever between two of them the stop falls, and however long it is.
+    let third = Duration::from_millis(333);
+    for (stopped, after_beat) in [
+        (3_000, 0),
+        (1_500, 150),
+        (700, 300),
+        (2_000, 300),
+        (4_000, 200),
+    ] {
+        for _ in 0..3 {
+            std::thread::sleep(third);
+            beat_all();
+        }
+        std::thread::sleep(Duration::from_millis(after_beat));
+        fleet.orchd.signal(Signal::SIGSTOP);
+        // Nothing can be waited for in a process that is stopped.
+        std::thread::sleep(Duration::from_millis(stopped));
+        fleet.orchd.signal(Signal::SIGCONT);
+        for node_id in nodes {
+            let status = fleet.node(node_id)["status"].clone();
+            assert_eq!(status, "Online", "before it is heard again");
+        }
+        std::thread::sleep(third);
+        beat_all();
     }
     fleet.json(202, "POST", "/v2/nodes/n0/drain", &Value::Null);
     let (_, _, before) = up_to(&mut events, "drain.started");
