@@ -13,23 +13,23 @@ use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use crate::registry::{Change, Edit, Intent, Node, Speaker};
-use crate::store::{Observed, Store, StoreError, Write};
-use crate::types::{Mono, NodeId};
+use crate::store::{Store, StoreError, Write};
+use crate::types::{Millis, Mono, NodeId};
 
 use super::tell::Told;
-use super::{Control, ControlError, Done};
+use super::{COALESCE_MS, Control, ControlError, Done, SOON_MS, Unwritten};
 
 /// Orders that are persisted in one transaction at most (DESIGN: one lane for intent).
 const BATCH: usize = 256;
-/// How long observed changes may wait to be written together (contract §1.2, rule 5).
-const COALESCE_MS: u64 = 1_000;
 
 pub(super) type Reply = oneshot::Sender<Result<Done, ControlError>>;
 
 pub(super) enum Order {
     Intent(Intent, Reply),
-    /// There is something to write behind.
-    Observed,
+    /// There is something to write behind, within so many milliseconds.
+    Observed {
+        within_ms: Millis,
+    },
     Stop,
 }
 
@@ -128,9 +128,9 @@ impl Lane {
     fn take(&mut self, order: Order) {
         match order {
             Order::Intent(intent, reply) => self.waiting.push_back((intent, reply)),
-            Order::Observed => {
-                let at = self.control.clock.now().plus(COALESCE_MS);
-                self.flush_at.get_or_insert(at);
+            Order::Observed { within_ms } => {
+                let at = self.control.clock.now().plus(within_ms);
+                self.flush_at = Some(self.flush_at.map_or(at, |earlier| earlier.min(at)));
             }
             Order::Stop => self.stopping = true,
         }
@@ -149,12 +149,13 @@ impl Lane {
         batch
     }
 
-    fn carry_out(&mut self, batch: Vec<(Intent, Reply)>) {
-        let mut decided: Vec<(Intent, Change, Reply)> = Vec::with_capacity(batch.len());
+    fn carry_out(&mut self, orders: Vec<(Intent, Reply)>) {
+        let mut decided: Vec<(Intent, Change, Reply)> = Vec::with_capacity(orders.len());
+        let mut batch: Vec<Write> = Vec::new();
         {
             let registry = self.control.registry();
             let now = self.control.clock.both();
-            for (mut intent, reply) in batch {
+            for (mut intent, reply) in orders {
                 if let Intent::Drain {
                     node_id, running, ..
                 } = &mut intent
@@ -170,17 +171,14 @@ impl Lane {
                         {
                             change.record = Edit::Set(node.record.clone());
                         }
+                        batch.extend(writes(&change, known));
                         decided.push((intent, change, reply));
                     }
                     Err(refusal) => answer(reply, Err(refusal.into())),
                 }
             }
         }
-        let writes: Vec<Write> = decided
-            .iter()
-            .flat_map(|(_, change, _)| writes(change))
-            .collect();
-        let stored = self.write(&writes);
+        let stored = self.write(&batch);
         for (intent, change, reply) in decided {
             let durable = stored.is_ok() || !change.is_durable();
             if durable && !change.record.is_keep() {
@@ -193,7 +191,9 @@ impl Lane {
                 _ => {
                     if !durable {
                         self.undurable.insert(change.node_id.clone());
-                        self.take(Order::Observed);
+                        self.take(Order::Observed {
+                            within_ms: COALESCE_MS,
+                        });
                     }
                     let done = self.commit(&intent, change, durable);
                     answer(reply, done);
@@ -256,7 +256,7 @@ impl Lane {
         let node = match (registry.node(&node_id).cloned(), before) {
             (Some(node), before) => {
                 if before.is_some_and(|before| before.live.offline) && !node.live.offline {
-                    control.write_behind(&node_id);
+                    control.write_behind(&node_id, SOON_MS);
                 }
                 node
             }
@@ -271,16 +271,15 @@ impl Lane {
         Ok(Done { view, durable })
     }
 
+    fn unwritten<T>(&self, take: impl FnOnce(&mut Unwritten) -> T) -> T {
+        let unwritten = self.control.unwritten.lock();
+        take(&mut unwritten.unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Writes what was observed of the nodes that changed, and what was registered while nothing could be written.
     fn flush(&mut self) {
         self.flush_at = None;
-        let names = std::mem::take(
-            &mut *self
-                .control
-                .unwritten
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let names = self.unwritten(std::mem::take).nodes;
         let batch: Vec<Write> = {
             let registry = self.control.registry();
             let now = self.control.clock.now();
@@ -298,12 +297,10 @@ impl Lane {
         match self.write(&batch) {
             Ok(()) => self.undurable.clear(),
             Err(_) => {
-                let mut unwritten = self
-                    .control
-                    .unwritten
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                unwritten.extend(names);
+                self.unwritten(|unwritten| {
+                    unwritten.nodes.extend(names);
+                    unwritten.within_ms = COALESCE_MS;
+                });
                 self.flush_at = Some(self.control.clock.now().plus(COALESCE_MS));
             }
         }
@@ -319,22 +316,7 @@ fn behind(now: Mono, node_id: &NodeId, node: &Node) -> Vec<Write> {
     if node.record.departed {
         return writes;
     }
-    // A new process of the same machine has not reported yet: what the former one was known for holds.
-    let silent_yet = node.pools.is_empty() && !node.former.is_empty();
-    let pools = if silent_yet {
-        &node.former
-    } else {
-        &node.pools
-    };
-    let observed = Observed {
-        beaten: node.live.beaten || silent_yet,
-        offline: node.live.offline,
-        pools: pools
-            .iter()
-            .map(crate::types::PoolStatus::descriptor)
-            .collect(),
-    };
-    writes.push(Write::Observed(node_id.clone(), Some(observed)));
+    writes.push(Write::Observed(node_id.clone(), Some(node.durable())));
     writes
 }
 
@@ -343,7 +325,8 @@ fn answer(reply: Reply, result: Result<Done, ControlError>) {
     drop(reply.send(result));
 }
 
-fn writes(change: &Change) -> Vec<Write> {
+/// What an order writes; `known` is its node before it.
+fn writes(change: &Change, known: Option<&Node>) -> Vec<Write> {
     let id = || change.node_id.clone();
     let mut writes = Vec::new();
     let gone = matches!(change.record, Edit::Clear);
@@ -360,6 +343,11 @@ fn writes(change: &Change) -> Vec<Write> {
     let ended = matches!(&change.record, Edit::Set(record) if record.departed);
     if gone || ended || change.speaker == Speaker::NewMachine {
         writes.push(Write::Observed(id(), None));
+    } else if change.speaker == Speaker::NewProcess
+        && let Some(node) = known
+    {
+        let observed = node.durable().begun_anew();
+        writes.push(Write::Observed(id(), Some(observed)));
     }
     writes
 }

@@ -64,6 +64,20 @@ const DRAIN_POLL_MS: Millis = 100;
 /// How often the clocks of drains are written down: twice within the 30 s that the contract (§1.3) allows.
 const KEEP_CLOCKS_MS: Millis = 15_000;
 
+/// How long changed pool descriptors may wait to be written together (contract §1.2, rule 5).
+const COALESCE_MS: Millis = 1_000;
+/// The same of the word of a node, which it keeps over a restart only if it was written: long enough to gather what
+/// changes at the same moment.
+const SOON_MS: Millis = 10;
+
+/// Nodes of which something observed is to be written.
+#[derive(Debug, Default)]
+struct Unwritten {
+    nodes: BTreeSet<NodeId>,
+    /// What was promised for them.
+    within_ms: Millis,
+}
+
 /// Why an order is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
@@ -97,8 +111,8 @@ pub struct Control {
     registry: Mutex<Registry>,
     orders: Mutex<Sender<Order>>,
     lane: Mutex<Option<std::thread::JoinHandle<()>>>,
-    /// Nodes whose observed part is to be written behind.
-    unwritten: Mutex<BTreeSet<NodeId>>,
+    /// What is to be written behind.
+    unwritten: Mutex<Unwritten>,
     /// The reaper has something new to look at.
     nudge: Notify,
     events: Arc<EventLog>,
@@ -141,7 +155,7 @@ impl Control {
             registry: Mutex::new(registry),
             orders: Mutex::new(orders),
             lane: Mutex::new(None),
-            unwritten: Mutex::new(BTreeSet::new()),
+            unwritten: Mutex::default(),
             nudge: Notify::new(),
             events: Arc::new(EventLog::new(random::name())),
             agentless: Notify::new(),
@@ -306,8 +320,10 @@ impl Control {
                 samples.iter().map(|(pool_id, sample)| (pool_id, *sample)),
             );
         }
-        if beat.descriptors_changed || beat.liveness_changed {
-            self.write_behind(node_id);
+        if beat.liveness_changed {
+            self.write_behind(node_id, SOON_MS);
+        } else if beat.descriptors_changed {
+            self.write_behind(node_id, COALESCE_MS);
         }
         if beat.trusted_again && registry.hold().is_some() {
             self.nudge.notify_one();
@@ -346,22 +362,27 @@ impl Control {
                 node_id = node_id.as_str(),
                 "drained: nothing runs there any more"
             );
-            self.write_behind(node_id);
+            self.write_behind(node_id, SOON_MS);
             self.tell(event(now.wall, EventKind::DrainDone, Some(node_id)));
         }
     }
 
-    fn write_behind(&self, node_id: &NodeId) {
+    /// What is observed of a node is to be written within so many milliseconds.
+    fn write_behind(&self, node_id: &NodeId, within_ms: Millis) {
         let mut unwritten = self
             .unwritten
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let first = unwritten.is_empty();
-        unwritten.insert(node_id.clone());
+        let first = unwritten.nodes.is_empty();
+        unwritten.nodes.insert(node_id.clone());
+        let sooner = first || within_ms < unwritten.within_ms;
+        if sooner {
+            unwritten.within_ms = within_ms;
+        }
         drop(unwritten);
-        if first {
+        if sooner {
             // A lane that has ended wrote everything when it did; what comes after it is this process's last breath.
-            let _ = self.send(Order::Observed);
+            let _ = self.send(Order::Observed { within_ms });
         }
     }
 
@@ -450,7 +471,7 @@ impl Control {
         }
         for Moved { node_id, .. } in &sweep.moved {
             self.publish(&registry, node_id);
-            self.write_behind(node_id);
+            self.write_behind(node_id, SOON_MS);
         }
         self.tell_sweep(now, &sweep);
         for node_id in registry.over(now) {
@@ -461,7 +482,7 @@ impl Control {
                 node_id = node_id.as_str(),
                 count, "the time of this drain is over; ended what still ran"
             );
-            self.write_behind(&node_id);
+            self.write_behind(&node_id, SOON_MS);
         }
         let draining: Vec<NodeId> = registry.draining().cloned().collect();
         for node_id in draining {
@@ -476,7 +497,7 @@ impl Control {
             .nodes()
             .filter(|(_, node)| node.drain.as_ref().is_some_and(registry::Drain::is_timed));
         for (node_id, _) in timed {
-            self.write_behind(node_id);
+            self.write_behind(node_id, SOON_MS);
         }
     }
 

@@ -55,17 +55,17 @@ impl Control {
             (Some(health), EventKind::NodeFailed) => {
                 health.reasons.first().map(|reason| reason.message.clone())
             }
-            _ if beat.was.is_none() => Some("it is heard again".to_owned()),
+            _ if beat.turned.is_none() => Some("it is heard again".to_owned()),
             _ => None,
         };
-        if let Some(was) = beat.was {
-            log_move(node_id, was, status);
+        if let Some((from, to)) = beat.turned {
+            log_move(node_id, from, to);
         }
-        if beat.was.is_some() || beat.trusted_again {
-            let from = beat.was.unwrap_or(status);
+        if beat.turned.is_some() || beat.trusted_again {
+            let (from, to) = beat.turned.unwrap_or((status, status));
             self.tell(Event {
                 from: Some(from.as_str().to_owned()),
-                to: Some(status.as_str().to_owned()),
+                to: Some(to.as_str().to_owned()),
                 reason,
                 ..event(now.wall, kind, Some(node_id))
             });
@@ -103,14 +103,22 @@ impl Control {
         }
         for Moved { node_id, from, to } in &sweep.moved {
             log_move(node_id, *from, *to);
+            let timeout_ms = self.settings.node_timeout_ms;
+            let (kind, reason) = match to {
+                NodeStatus::Offline => (
+                    EventKind::NodeOffline,
+                    format!("silent for longer than {timeout_ms} ms"),
+                ),
+                _ => (
+                    EventKind::NodeRegistered,
+                    format!("it registers, and has sent no heartbeat for {timeout_ms} ms"),
+                ),
+            };
             self.tell(Event {
                 from: Some(from.as_str().to_owned()),
                 to: Some(to.as_str().to_owned()),
-                reason: Some(format!(
-                    "silent for longer than {} ms",
-                    self.settings.node_timeout_ms
-                )),
-                ..event(now.wall, EventKind::NodeOffline, Some(node_id))
+                reason: Some(reason),
+                ..event(now.wall, kind, Some(node_id))
             });
         }
     }
@@ -229,18 +237,17 @@ impl Control {
         }
     }
 
-    /// A node that was Offline is back by a registration that brought nothing else.
+    /// A node whose heartbeats had stopped is back by a registration that brought nothing else.
     fn tell_return(&self, now: Now, node_id: &NodeId, told: &Told, node: &Node) {
         if let Some(before) = &told.before
-            && before.seen == NodeStatus::Offline
-            && node.observed() == NodeStatus::Online
+            && before.seen != node.observed()
         {
             log_move(node_id, before.word, node.status());
             self.tell(Event {
                 from: Some(before.word.as_str().to_owned()),
                 to: Some(node.status().as_str().to_owned()),
                 reason: Some("it has registered again".to_owned()),
-                ..event(now.wall, EventKind::NodeOnline, Some(node_id))
+                ..event(now.wall, EventKind::NodeRegistered, Some(node_id))
             });
         }
     }

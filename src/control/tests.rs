@@ -343,7 +343,7 @@ async fn a_registration_taken_while_the_store_was_broken_is_written_with_the_nex
 }
 
 #[tokio::test]
-async fn an_agent_newer_than_what_was_restored_is_told_to_register_and_not_that_it_is_superseded() {
+async fn after_a_restart_whoever_the_store_does_not_name_is_superseded_until_it_registers() {
     let disk = Disk::default();
     let (control, _) = start(&disk);
     control.register(instance("one")).await.expect("registers");
@@ -353,11 +353,12 @@ async fn an_agent_newer_than_what_was_restored_is_told_to_register_and_not_that_
     disk.break_it(false);
 
     let (control, _) = start(&disk);
+    // It knows that its registration was not durable, and registers again.
     let refused = control.beat(&id("n1"), beat_of("two"));
     assert!(
         matches!(
             refused,
-            Err(ControlError::Refused(Refusal::UnknownNode { .. }))
+            Err(ControlError::Refused(Refusal::Superseded { .. }))
         ),
         "{refused:?}"
     );
@@ -428,7 +429,7 @@ async fn a_node_that_registered_again_after_its_silence_is_not_offline_in_the_ne
         later.mono = later.mono.plus(30_001);
         assert_eq!(registry.expire(later).moved.len(), 1);
     }
-    control.write_behind(&id("n1"));
+    control.write_behind(&id("n1"), SOON_MS);
     control
         .register(registration("n1"))
         .await
@@ -437,6 +438,10 @@ async fn a_node_that_registered_again_after_its_silence_is_not_offline_in_the_ne
 
     let (control, _) = start(&disk);
     let node = control.node(&id("n1")).expect("known");
-    assert_eq!((node.status, node.suspect), (NodeStatus::Online, true));
+    assert_eq!(
+        (node.status, node.suspect),
+        (NodeStatus::Registering, true),
+        "it has registered, and not beaten since"
+    );
     control.stop();
 }

@@ -44,6 +44,17 @@ pub struct Drain {
     progress: Progress,
 }
 
+/// Who could say that nothing runs, besides the gateway's own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Witness {
+    /// The node's agent.
+    Agent,
+    /// The agent, which is Offline or has departed.
+    Gone,
+    /// The node has no agent: the gateway dials its engines itself, and its count is all there is.
+    Nobody,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Progress {
     /// When running requests are ended.
@@ -205,17 +216,18 @@ impl Drain {
         }
     }
 
-    /// Done when the gateway counts nothing, and the agent says 0, or never says, or is gone. True when it became so.
-    pub fn settle(&mut self, running: u32, gone: bool) -> bool {
+    /// Done when the gateway counts nothing, and the agent says 0, or never says, or is gone, or there is none. True when
+    /// it became so.
+    pub(super) fn settle(&mut self, running: u32, witness: Witness) -> bool {
         if self.done || running > 0 {
             return false;
         }
-        let (done, unverified) = match self.progress.acknowledged {
-            Some(0) => (true, false),
-            _ if gone => (true, true),
-            // The count includes this beat's own reply, hence "more than": three were answered before it.
-            None => (self.progress.beats_answered > UNACKNOWLEDGED_BEATS, true),
-            Some(_) => (false, false),
+        let (done, unverified) = match (witness, self.progress.acknowledged) {
+            (Witness::Nobody, _) | (_, Some(0)) => (true, false),
+            (Witness::Gone, _) => (true, true),
+            // The reply to this one is among them.
+            (Witness::Agent, None) => (self.progress.beats_answered >= UNACKNOWLEDGED_BEATS, true),
+            (Witness::Agent, Some(_)) => (false, false),
         };
         self.done = done;
         self.unverified = done && unverified;

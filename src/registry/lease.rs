@@ -2,6 +2,7 @@
 
 use crate::types::{Millis, Mono, NodeId, NodeStatus, Now};
 
+use super::node::turned;
 use super::{Node, Registry};
 
 /// How often a hold is looked at: it ends by heartbeats, each of which also asks for a look.
@@ -43,7 +44,7 @@ pub struct Moved {
 /// What a look at the fleet found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sweep {
-    /// Nodes that went Offline, by name.
+    /// Nodes that went Offline, or back to Registering, by name.
     pub moved: Vec<Moved>,
     /// Nodes that are kept by a hold since this look, or no longer are, by name: routes must be rebuilt.
     pub held: Vec<(NodeId, bool)>,
@@ -59,7 +60,7 @@ struct Census {
     silent: usize,
     /// Heard within half the timeout.
     heard: usize,
-    /// The lease of somebody has ended.
+    /// Somebody's lease has ended, or their last heartbeat is too old.
     due: bool,
 }
 
@@ -101,14 +102,23 @@ impl Registry {
                 node.live.held = held;
                 sweep.held.push((node_id.clone(), held));
             }
-            if !held && node.lease_left(now, timeout_ms, grace_until).is_none() {
-                let from = node.status();
+            let before = node.words();
+            if held {
+                continue;
+            } else if node.lease_left(now, timeout_ms, grace_until).is_none() {
                 node.live.offline = true;
                 node.live.held = false;
+            } else if node.live.is_lapsed(now, timeout_ms) {
+                // It goes on registering, which is no heartbeat.
+                node.live.beaten = false;
+            } else {
+                continue;
+            }
+            if let Some((from, to)) = turned(before, node.words()) {
                 sweep.moved.push(Moved {
                     node_id: node_id.clone(),
                     from,
-                    to: node.status(),
+                    to,
                 });
             }
         }
@@ -134,7 +144,8 @@ impl Registry {
             {
                 census.heard += 1;
             }
-            census.due |= node.lease_left(now, timeout_ms, self.grace_until).is_none();
+            census.due |= node.lease_left(now, timeout_ms, self.grace_until).is_none()
+                || node.live.is_lapsed(now, timeout_ms);
         }
         census
     }
@@ -160,11 +171,8 @@ impl Registry {
         let lease = self
             .nodes
             .values()
-            .filter(|node| !node.live.offline && !node.live.held)
-            .map(|node| {
-                let left = node.lease_left(now, self.settings.node_timeout_ms, self.grace_until);
-                now.plus(left.unwrap_or(0))
-            })
+            .filter(|node| !node.live.held)
+            .filter_map(|node| node.turns_at(now, self.settings.node_timeout_ms, self.grace_until))
             .min();
         let hold = self.hold.map(|hold| hold.ends.min(now.plus(HOLD_LOOK_MS)));
         [lease, hold].into_iter().flatten().min()
@@ -179,8 +187,8 @@ impl Registry {
             hold.ends = hold.ends.plus(gap_ms);
         }
         for node in self.nodes.values_mut() {
-            if let Some(heard) = node.live.heard {
-                node.live.heard = Some(heard.plus(gap_ms).min(now.mono));
+            for at in [&mut node.live.heard, &mut node.live.beat] {
+                *at = at.map(|at| at.plus(gap_ms).min(now.mono));
             }
             if let Some(drain) = &mut node.drain {
                 drain.paused(gap_ms);

@@ -12,13 +12,16 @@ mod node;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::{
-    DrainRequest, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, Now, PoolDescriptor, PoolId,
-    PoolState, PoolStatus, RegisterRequest,
+    DrainRequest, Health, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, Now, PoolDescriptor,
+    PoolId, PoolState, PoolStatus, RegisterRequest, UnixMs,
 };
 
 pub use change::{Change, Edit, Intent, Refusal, Speaker};
 pub use drain::Drain;
+use drain::Witness;
 pub use lease::{Hold, HoldSettings, Moved, Sweep};
 pub use node::{Node, Record};
 
@@ -42,12 +45,39 @@ pub struct Restored {
     pub record: Record,
     /// What was asked of it.
     pub drain: Option<Drain>,
-    /// Whether it had sent a heartbeat since it registered.
+    /// What had been observed of it.
+    pub observed: Observed,
+}
+
+/// What is durable of what is observed: enough to give every node its word back, and to route to it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// Whether it has sent a heartbeat since it registered.
     pub beaten: bool,
-    /// Whether it was Offline.
+    /// Whether it was found silent.
     pub offline: bool,
+    /// What its agent said of a node that cannot carry requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<Health>,
+    /// When it was last heard, as of when this was written: heartbeats that bring nothing new are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat_ms: Option<UnixMs>,
     /// Its pools as last described.
     pub pools: Vec<PoolDescriptor>,
+}
+
+impl Observed {
+    /// The same of a node for which another agent process of its machine speaks, which has not reported yet: what the
+    /// former one served is still known.
+    #[must_use]
+    pub fn begun_anew(self) -> Self {
+        Self {
+            beaten: false,
+            offline: false,
+            failed: None,
+            ..self
+        }
+    }
 }
 
 /// What a heartbeat did.
@@ -57,10 +87,10 @@ pub struct Beat {
     pub routes_changed: bool,
     /// A durable descriptor differs from before.
     pub descriptors_changed: bool,
-    /// Its durable liveness (Offline, has beaten) differs from before.
+    /// Its durable liveness (Offline, has beaten, Failed) differs from before.
     pub liveness_changed: bool,
-    /// The word before, when what is observed of it (drains aside) is another one now.
-    pub was: Option<NodeStatus>,
+    /// The words before and now, when what is observed of it is another.
+    pub turned: Option<(NodeStatus, NodeStatus)>,
     /// It was suspect until now.
     pub trusted_again: bool,
     /// Pools that came, went or changed their state.
@@ -212,6 +242,9 @@ impl Registry {
         {
             change.drain = if node.is_announcement() {
                 Edit::Set(drain.of_machine(request.machine()).as_of(now.mono))
+            } else if request.announced {
+                // Whoever announces it is not the machine: the order waits for the one that comes.
+                Edit::Keep
             } else {
                 Edit::Clear
             };
@@ -305,7 +338,11 @@ impl Registry {
             node.begin(speaker == Speaker::NewProcess);
         }
         if touch {
-            node.live.touch(now);
+            if node.record.instance_id.is_none() {
+                // It does not say whether it is a new process, which would number from the start.
+                node.live.seq = None;
+            }
+            node.live.register(now, self.settings.node_timeout_ms);
         }
     }
 
@@ -326,17 +363,7 @@ impl Registry {
         if node.record.departed {
             return Err(unknown());
         }
-        if let Err(superseded) =
-            refuse_superseded(node_id, &node.record, request.instance_id.as_deref())
-        {
-            // What was restored may be older than the process that speaks: only one that was heard since supersedes it,
-            // and else it is told to say who it is.
-            return Err(if node.live.heard.is_some() {
-                superseded
-            } else {
-                unknown()
-            });
-        }
+        refuse_superseded(node_id, &node.record, request.instance_id.as_deref())?;
         Ok(node.beat(now, request))
     }
 
@@ -384,10 +411,16 @@ impl Registry {
         let Some(node) = self.nodes.get_mut(node_id) else {
             return false;
         };
-        let gone = node.record.departed || node.live.offline;
+        let witness = if node.is_agentless() {
+            Witness::Nobody
+        } else if node.record.departed || node.live.offline {
+            Witness::Gone
+        } else {
+            Witness::Agent
+        };
         node.drain
             .as_mut()
-            .is_some_and(|drain| drain.settle(running, gone))
+            .is_some_and(|drain| drain.settle(running, witness))
     }
 
     /// Nodes with a drain that is not done.

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{
     Capabilities, EngineRef, Health, HealthStatus, HeartbeatRequest, HttpUrl, Millis, Mono, NodeId,
-    NodeStatus, NodeView, Now, PoolStatus, PoolStatusView, RegisterRequest, UnixMs,
+    NodeStatus, NodeView, Now, PoolDescriptor, PoolStatus, PoolStatusView, RegisterRequest, UnixMs,
 };
 
-use super::{Beat, Drain, PoolMoved, Restored};
+use super::{Beat, Drain, Observed, PoolMoved, Restored};
 
 /// A registration, as it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,8 +72,10 @@ impl Record {
 /// What has been heard of a node. Never durable as a whole: times end with the process.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Liveness {
-    /// When it was last heard by a heartbeat or a registration in this life of the process.
+    /// When it was last heard by a heartbeat or a registration in this life of the process: its lease counts from then.
     pub heard: Option<Mono>,
+    /// When it was last heard by a heartbeat.
+    pub beat: Option<Mono>,
     /// The same for people, over restarts.
     pub last_heartbeat_ms: UnixMs,
     /// Whether it has sent a heartbeat since it registered.
@@ -82,13 +84,22 @@ pub struct Liveness {
     pub offline: bool,
     /// Kept from going Offline by mass silence.
     pub held: bool,
-    /// Highest heartbeat number of the current instance.
+    /// Highest heartbeat number of the agent process that numbers them.
     pub seq: Option<u64>,
+    /// Which process that is; `None` for one that does not say.
+    pub numbered_by: Option<String>,
     /// As last reported.
     pub health: Option<Health>,
 }
 
 impl Liveness {
+    /// What its agent says of a node that cannot carry requests.
+    #[must_use]
+    pub fn failed(&self) -> Option<&Health> {
+        let health = self.health.as_ref();
+        health.filter(|health| health.status == HealthStatus::Failed)
+    }
+
     /// Another agent process speaks from now on.
     pub fn begin(&mut self) {
         *self = Self {
@@ -99,11 +110,33 @@ impl Liveness {
     }
 
     /// The lease starts now.
-    pub fn touch(&mut self, now: Now) {
+    fn touch(&mut self, now: Now) {
         self.heard = Some(now.mono);
         self.last_heartbeat_ms = now.wall;
         self.offline = false;
         self.held = false;
+    }
+
+    /// It registers, which starts its lease and is no heartbeat: one whose last is older than the timeout is Registering
+    /// until the next.
+    pub fn register(&mut self, now: Now, timeout_ms: Millis) {
+        if self.offline || self.is_lapsed(now.mono, timeout_ms) {
+            self.beaten = false;
+        }
+        self.touch(now);
+    }
+
+    /// Its last heartbeat is older than the timeout, whatever else was heard of it.
+    #[must_use]
+    pub fn is_lapsed(&self, now: Mono, timeout_ms: Millis) -> bool {
+        let lapsed = |beat: Mono| now.since(beat) > timeout_ms;
+        self.last_beat().is_some_and(lapsed)
+    }
+
+    /// Its last heartbeat. One that beat before this process began and has registered since is given the benefit of the
+    /// doubt.
+    fn last_beat(&self) -> Option<Mono> {
+        self.beat.or(self.heard).filter(|_| self.beaten)
     }
 }
 
@@ -124,23 +157,46 @@ pub struct Node {
 
 impl Node {
     pub(super) fn restored(now: Mono, restored: Restored) -> Self {
-        let last_heartbeat_ms = restored.record.registered_at_ms;
-        let offline = restored.offline || restored.record.departed;
+        let observed = restored.observed;
+        let described = observed.pools.iter();
+        let pools = described.map(PoolDescriptor::assumed_status).collect();
+        // One that has not reported in its present life is not routed to by what its former one served.
+        let (pools, former) = if observed.beaten {
+            (pools, Vec::new())
+        } else {
+            (Vec::new(), pools)
+        };
         Self {
-            former: Vec::new(),
-            record: restored.record,
-            drain: restored.drain.map(|drain| drain.resumed(now)),
             live: Liveness {
-                beaten: restored.beaten,
-                offline,
-                last_heartbeat_ms,
+                beaten: observed.beaten,
+                offline: observed.offline || restored.record.departed,
+                health: observed.failed,
+                last_heartbeat_ms: (observed.last_heartbeat_ms)
+                    .unwrap_or(restored.record.registered_at_ms),
                 ..Liveness::default()
             },
-            pools: restored
-                .pools
-                .iter()
-                .map(crate::types::PoolDescriptor::assumed_status)
-                .collect(),
+            record: restored.record,
+            drain: restored.drain.map(|drain| drain.resumed(now)),
+            pools,
+            former,
+        }
+    }
+
+    /// What is durable of what is observed of it.
+    #[must_use]
+    pub fn durable(&self) -> Observed {
+        // A new process of the same machine has not reported yet: what the former one was known for holds.
+        let pools = if self.pools.is_empty() {
+            &self.former
+        } else {
+            &self.pools
+        };
+        Observed {
+            beaten: self.live.beaten,
+            offline: self.live.offline,
+            failed: self.live.failed().cloned(),
+            last_heartbeat_ms: Some(self.live.last_heartbeat_ms),
+            pools: pools.iter().map(PoolStatus::descriptor).collect(),
         }
     }
 
@@ -171,6 +227,8 @@ impl Node {
         if record.departed {
             self.live = Liveness {
                 offline: true,
+                heard: self.live.heard,
+                last_heartbeat_ms: self.live.last_heartbeat_ms,
                 ..Liveness::default()
             };
             self.pools.clear();
@@ -181,26 +239,35 @@ impl Node {
 
     /// Takes a heartbeat that is this node's.
     pub(super) fn beat(&mut self, now: Now, request: HeartbeatRequest) -> Beat {
+        let same_process = self.live.numbered_by == request.instance_id;
         if let (Some(seq), Some(last)) = (request.seq, self.live.seq)
+            && same_process
             && seq <= last
         {
             return Beat::default();
         }
-        let (from, seen_before) = (self.status(), self.observed());
-        let durable_before = (self.live.beaten, self.live.offline);
+        let before = self.words();
+        let durable = |live: &Liveness| (live.beaten, live.offline, live.failed().is_some());
+        let durable_before = durable(&self.live);
         let suspect_before = self.suspect();
         self.live.touch(now);
+        self.live.beat = Some(now.mono);
         self.live.beaten = true;
-        self.live.seq = request.seq.or(self.live.seq);
+        if same_process {
+            self.live.seq = request.seq.or(self.live.seq);
+        } else {
+            self.live.seq = request.seq;
+            self.live.numbered_by = request.instance_id;
+        }
         self.live.health = request.health;
         if let Some(drain) = &mut self.drain {
             drain.on_beat(request.drain_ack.as_ref());
         }
         let mut beat = self.report(request.pools);
-        beat.liveness_changed = durable_before != (self.live.beaten, self.live.offline);
-        beat.was = (seen_before != self.observed()).then_some(from);
+        beat.liveness_changed = durable_before != durable(&self.live);
+        beat.turned = turned(before, self.words());
         beat.trusted_again = suspect_before && !self.suspect();
-        beat.routes_changed |= beat.was.is_some() || beat.trusted_again;
+        beat.routes_changed |= beat.turned.is_some() || beat.trusted_again;
         beat
     }
 
@@ -257,6 +324,21 @@ impl Node {
         (now <= ends).then(|| ends.since(now).max(1))
     }
 
+    /// When what is observed of it changes if nothing is heard: the first moment at which it is silent for as long as it
+    /// may be, or at which its last heartbeat is as old as it may be. `None` for one that is Offline.
+    #[must_use]
+    pub fn turns_at(&self, now: Mono, timeout_ms: Millis, grace_until: Mono) -> Option<Mono> {
+        if self.live.offline {
+            return None;
+        }
+        let lease = self.lease_left(now, timeout_ms, grace_until).unwrap_or(0);
+        let lapse = self
+            .live
+            .last_beat()
+            .map(|beat| beat.plus(timeout_ms).max(now));
+        Some(lapse.map_or(now.plus(lease), |at| at.min(now.plus(lease))))
+    }
+
     /// The one word: the first that holds.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
@@ -270,20 +352,20 @@ impl Node {
     /// The word without regard to what was asked of it.
     #[must_use]
     pub fn observed(&self) -> NodeStatus {
-        let failed = self
-            .live
-            .health
-            .as_ref()
-            .is_some_and(|h| h.status == HealthStatus::Failed);
         if self.live.offline {
             NodeStatus::Offline
-        } else if failed {
+        } else if self.live.failed().is_some() {
             NodeStatus::Failed
         } else if self.live.beaten {
             NodeStatus::Online
         } else {
             NodeStatus::Registering
         }
+    }
+
+    /// Its word, and the word without regard to what was asked of it.
+    pub(super) fn words(&self) -> (NodeStatus, NodeStatus) {
+        (self.status(), self.observed())
     }
 
     /// Whether new requests may go there.
@@ -296,10 +378,7 @@ impl Node {
     /// heard for as long as it keeps its word.
     #[must_use]
     pub fn online(&self, now: Mono, timeout_ms: Millis) -> bool {
-        let heard = self.live.heard;
-        self.live.beaten
-            && !self.live.offline
-            && heard.is_none_or(|heard| now.since(heard) <= timeout_ms)
+        self.live.beaten && !self.live.offline && !self.live.is_lapsed(now, timeout_ms)
     }
 
     /// Routable only when nothing better is left: alive before this process began and not heard since, or kept by a
@@ -392,6 +471,20 @@ impl Node {
                 .map(|drain| drain.view(now.mono, in_flight)),
         }
     }
+}
+
+/// The words before and after, when what is observed is another: those that people see, or what is behind them where a
+/// drain hides the difference.
+pub(super) fn turned(
+    before: (NodeStatus, NodeStatus),
+    after: (NodeStatus, NodeStatus),
+) -> Option<(NodeStatus, NodeStatus)> {
+    let words = if before.0 == after.0 {
+        (before.1, after.1)
+    } else {
+        (before.0, after.0)
+    };
+    (before.1 != after.1).then_some(words)
 }
 
 /// The pools that came, went or changed their state between two lists.

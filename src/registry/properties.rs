@@ -232,7 +232,10 @@ impl World {
     fn sweep(&mut self) {
         let sweep = self.registry.expire(self.at());
         for moved in &sweep.moved {
-            assert_eq!(moved.to, NodeStatus::Offline);
+            assert!(
+                matches!(moved.to, NodeStatus::Offline | NodeStatus::Registering),
+                "{moved:?}"
+            );
         }
         for node_id in self.registry.over(self.at()) {
             let count = self.running.insert(node_id.clone(), 0).unwrap_or(0);
@@ -256,9 +259,7 @@ impl World {
                     serde_json::to_string(&drain.as_of(Mono(self.now))).expect("it serialises");
                 serde_json::from_str(&text).expect("and back")
             }),
-            beaten: node.live.beaten,
-            offline: node.live.offline,
-            pools: Vec::new(),
+            observed: node.durable(),
         });
         self.registry = Registry::restore(SETTINGS, self.at(), kept.collect());
         for (node_id, word) in self.words() {
@@ -307,6 +308,9 @@ impl World {
                 );
             }
             let view = node.view(now, TIMEOUT, node_id, |_| 0);
+            if node.observed() == NodeStatus::Online && self.registry.hold().is_none() {
+                assert!(view.online, "{node_id} is Online without a heartbeat");
+            }
             assert!(!view.online || !late, "{node_id} says that it was heard");
         }
         assert_eq!(

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::registry::{Drain, Record, Restored};
+use crate::registry::{Drain, Observed, Record, Restored};
 use crate::types::NodeId;
 
-use super::{Loaded, Observed, Store, StoreError, Write};
+use super::{Loaded, Store, StoreError, Write};
 
 /// Keeps everything in memory.
 #[derive(Debug, Default)]
@@ -25,16 +25,11 @@ fn put<T: Clone>(kept: &mut BTreeMap<NodeId, T>, id: &NodeId, value: Option<&T>)
 
 impl Store for MemoryStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        let nodes = self.records.iter().map(|(node_id, record)| {
-            let observed = self.observed.get(node_id);
-            Restored {
-                node_id: node_id.clone(),
-                record: record.clone(),
-                drain: self.drains.get(node_id).cloned(),
-                beaten: observed.is_some_and(|o| o.beaten),
-                offline: observed.is_some_and(|o| o.offline),
-                pools: observed.map(|o| o.pools.clone()).unwrap_or_default(),
-            }
+        let nodes = self.records.iter().map(|(node_id, record)| Restored {
+            node_id: node_id.clone(),
+            record: record.clone(),
+            drain: self.drains.get(node_id).cloned(),
+            observed: self.observed.get(node_id).cloned().unwrap_or_default(),
         });
         Ok(Loaded {
             revision: self.revision,

@@ -9,8 +9,8 @@ mod sqlite;
 
 use std::path::PathBuf;
 
-use crate::registry::{Drain, Record, Restored};
-use crate::types::{NodeId, PoolDescriptor};
+use crate::registry::{Drain, Observed, Record, Restored};
+use crate::types::NodeId;
 
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
@@ -24,17 +24,6 @@ pub enum Write {
     Drain(NodeId, Option<Drain>),
     /// What was observed of it.
     Observed(NodeId, Option<Observed>),
-}
-
-/// What is kept of liveness: enough to give every node its word back, and to route to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Observed {
-    /// Whether it has sent a heartbeat since it registered.
-    pub beaten: bool,
-    /// Whether it was found silent.
-    pub offline: bool,
-    /// Its pools as last described.
-    pub pools: Vec<PoolDescriptor>,
 }
 
 /// Everything that was kept.

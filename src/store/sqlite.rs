@@ -17,22 +17,27 @@ use crate::types::NodeId;
 use super::{Loaded, Store, StoreError, Write};
 
 /// The schema this version reads and writes (`PRAGMA user_version`).
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 const TABLES: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
     INSERT INTO meta VALUES ('revision', 0);
     CREATE TABLE nodes (node_id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE drains (node_id TEXT PRIMARY KEY, drain TEXT NOT NULL) STRICT;
-    CREATE TABLE observed (
-        node_id TEXT PRIMARY KEY, beaten INTEGER NOT NULL, offline INTEGER NOT NULL, pools TEXT NOT NULL
-    ) STRICT;
-    PRAGMA user_version = 1;
+    CREATE TABLE observed (node_id TEXT PRIMARY KEY, observed TEXT NOT NULL) STRICT;
+    PRAGMA user_version = 2;
 ";
+/// What schema 1 had in columns, as the document it is now.
+const OBSERVED_1: &str = "
+    json_object(
+        'beaten', json(iif(beaten, 'true', 'false')), 'offline', json(iif(offline, 'true', 'false')), 'pools', json(pools)
+    )";
 
 /// A store in `orchd.db` of a directory that it holds alone.
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
+    /// The schema of the file as it was found.
+    schema: i64,
     /// Told to leave the file as it is on closing, until it is understood.
     connection: Connection,
     /// Held for as long as the store lives; the system gives it back when the process ends, however it ends.
@@ -99,6 +104,7 @@ impl SqliteStore {
         }
         Ok(Self {
             path,
+            schema: if found == 0 { SCHEMA } else { found },
             connection,
             _lock: lock,
         })
@@ -127,13 +133,26 @@ impl SqliteStore {
         rows.collect::<Result<_, _>>().map_err(trouble)
     }
 
-    /// What is in the file is known to be ours: from here on its log is kept, and emptied into it, as usual.
-    fn understood(&self) -> rusqlite::Result<()> {
+    /// What is in the file is known to be ours: from here on its log is kept, and emptied into it, as usual, and it has
+    /// this version's schema.
+    fn understood(&mut self) -> rusqlite::Result<()> {
         self.connection
             .pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         self.connection
-            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
-            .map(drop)
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        if self.schema == 1 {
+            let transaction = self.connection.transaction()?;
+            transaction.execute_batch(&format!(
+                "ALTER TABLE observed RENAME TO observed_1;
+                 CREATE TABLE observed (node_id TEXT PRIMARY KEY, observed TEXT NOT NULL) STRICT;
+                 INSERT INTO observed SELECT node_id, {OBSERVED_1} FROM observed_1;
+                 DROP TABLE observed_1;
+                 PRAGMA user_version = {SCHEMA};"
+            ))?;
+            transaction.commit()?;
+            self.schema = SCHEMA;
+        }
+        Ok(())
     }
 }
 
@@ -208,22 +227,27 @@ impl Store for SqliteStore {
                 path: self.path.clone(),
                 detail: "it has no revision".to_owned(),
             })?;
+        let observed = if self.schema == 1 {
+            format!("(SELECT node_id, {OBSERVED_1} AS observed FROM observed)")
+        } else {
+            "observed".to_owned()
+        };
         let rows = self.rows(
-            "SELECT node_id, record, drain, beaten, offline, pools
-             FROM nodes LEFT JOIN drains USING (node_id) LEFT JOIN observed USING (node_id)",
+            &format!(
+                "SELECT node_id, record, drain, observed
+                 FROM nodes LEFT JOIN drains USING (node_id) LEFT JOIN {observed} USING (node_id)"
+            ),
             |row| {
                 Ok((
                     row.get::<_, String>(0)?,
                     row.get::<_, String>(1)?,
                     row.get::<_, Option<String>>(2)?,
-                    row.get::<_, Option<bool>>(3)?,
-                    row.get::<_, Option<bool>>(4)?,
-                    row.get::<_, Option<String>>(5)?,
+                    row.get::<_, Option<String>>(3)?,
                 ))
             },
         )?;
         let mut nodes = Vec::with_capacity(rows.len());
-        for (name, record, drain, beaten, offline, pools) in rows {
+        for (name, record, drain, observed) in rows {
             let node_id = NodeId::new(&name).map_err(|e| StoreError::Damaged {
                 path: self.path.clone(),
                 detail: format!("the node id {name:?} {e}"),
@@ -234,10 +258,8 @@ impl Store for SqliteStore {
                 drain: drain
                     .map(|text| self.parse("drain", &name, &text))
                     .transpose()?,
-                beaten: beaten.unwrap_or(false),
-                offline: offline.unwrap_or(false),
-                pools: pools
-                    .map(|text| self.parse("pools", &name, &text))
+                observed: observed
+                    .map(|text| self.parse("observed state", &name, &text))
                     .transpose()?
                     .unwrap_or_default(),
             });
@@ -300,14 +322,8 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<usize> 
         ),
         Write::Drain(id, None) => run("DELETE FROM drains WHERE node_id = ?1", &[&id.as_str()]),
         Write::Observed(id, Some(o)) => run(
-            "INSERT INTO observed VALUES (?1, ?2, ?3, ?4) ON CONFLICT (node_id) DO UPDATE
-             SET beaten = excluded.beaten, offline = excluded.offline, pools = excluded.pools",
-            &[
-                &id.as_str(),
-                &o.beaten,
-                &o.offline,
-                &json(serde_json::to_string(&o.pools)),
-            ],
+            "INSERT INTO observed VALUES (?1, ?2) ON CONFLICT (node_id) DO UPDATE SET observed = excluded.observed",
+            &[&id.as_str(), &json(serde_json::to_string(o))],
         ),
         Write::Observed(id, None) => {
             run("DELETE FROM observed WHERE node_id = ?1", &[&id.as_str()])

@@ -1,7 +1,7 @@
 //! One suite for every store.
 
 use super::*;
-use crate::types::{DrainRequest, Now, PoolId, RegisterRequest, UnixMs};
+use crate::types::{DrainRequest, Now, PoolDescriptor, PoolId, RegisterRequest, UnixMs};
 
 fn id(text: &str) -> NodeId {
     NodeId::new(text).expect("good")
@@ -40,8 +40,9 @@ fn observed() -> Observed {
     };
     Observed {
         beaten: true,
-        offline: false,
+        last_heartbeat_ms: Some(UnixMs(11)),
         pools: vec![pool],
+        ..Observed::default()
     }
 }
 
@@ -70,26 +71,17 @@ fn conforms<S: Store>(mut store: S, reopen: impl Fn(S) -> S) {
     let loaded = store.load().expect("loads");
     assert_eq!(loaded.revision, 1);
     let nodes = by_name(loaded);
-    let Observed {
-        beaten,
-        offline,
-        pools,
-    } = observed();
     let n1 = Restored {
         node_id: id("n1"),
         record: record("n1", "1"),
         drain: Some(drain()),
-        beaten,
-        offline,
-        pools,
+        observed: observed(),
     };
     let n2 = Restored {
         node_id: id("n2"),
         record: record("n2", "1"),
         drain: None,
-        beaten: false,
-        offline: false,
-        pools: vec![],
+        observed: Observed::default(),
     };
     assert_eq!(nodes, [n1.clone(), n2]);
 
@@ -111,8 +103,7 @@ fn conforms<S: Store>(mut store: S, reopen: impl Fn(S) -> S) {
     let nodes = by_name(store.load().expect("loads"));
     let replaced = Restored {
         record: record("n1", "2"),
-        beaten: false,
-        pools: vec![],
+        observed: Observed::default(),
         ..n1
     };
     assert_eq!(nodes, [replaced], "one was replaced, one removed");
@@ -181,18 +172,73 @@ fn a_damaged_or_newer_file_stops_the_start_and_is_not_touched() {
     drop(SqliteStore::open(dir.path()).expect("opens"));
     rusqlite::Connection::open(&path)
         .expect("opens")
-        .pragma_update(None, "user_version", 2)
+        .pragma_update(None, "user_version", 3)
         .expect("writes");
     let refused = SqliteStore::open(dir.path()).expect_err("is newer");
     assert!(
         matches!(
             refused,
             StoreError::Newer {
-                found: 2,
-                known: 1,
+                found: 3,
+                known: 2,
                 ..
             }
         ),
         "{refused}"
     );
+}
+
+fn json(value: impl serde::Serialize) -> String {
+    serde_json::to_string(&value).expect("it serialises")
+}
+
+/// What the first schema had, with one node in it.
+const FIRST_SCHEMA: &str = "
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+    INSERT INTO meta VALUES ('revision', 7);
+    CREATE TABLE nodes (node_id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE drains (node_id TEXT PRIMARY KEY, drain TEXT NOT NULL) STRICT;
+    CREATE TABLE observed (
+        node_id TEXT PRIMARY KEY, beaten INTEGER NOT NULL, offline INTEGER NOT NULL, pools TEXT NOT NULL
+    ) STRICT;
+    PRAGMA user_version = 1;
+";
+
+#[test]
+fn a_store_of_the_first_schema_is_taken_over_with_all_that_is_in_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let before = rusqlite::Connection::open(dir.path().join("orchd.db")).expect("opens");
+    before.execute_batch(FIRST_SCHEMA).expect("is made");
+    for name in ["n1", "n2"] {
+        before
+            .execute(
+                "INSERT INTO nodes VALUES (?1, ?2)",
+                [name, &json(record(name, "1"))],
+            )
+            .expect("is written");
+    }
+    before
+        .execute(
+            "INSERT INTO observed VALUES ('n1', 1, 0, ?1)",
+            [&json(observed().pools)],
+        )
+        .expect("is written");
+    drop(before);
+    let expected = Observed {
+        last_heartbeat_ms: None,
+        ..observed()
+    };
+    // The second time it has this version's schema.
+    for revision in [7, 8] {
+        let mut store = SqliteStore::open(dir.path()).expect("opens");
+        let loaded = store.load().expect("loads");
+        assert_eq!(loaded.revision, revision);
+        let nodes = by_name(loaded);
+        assert_eq!(
+            (&nodes[0].observed, &nodes[1].observed),
+            (&expected, &Observed::default())
+        );
+        let batch = [Write::Drain(id("n2"), Some(drain()))];
+        store.apply(&batch, revision).expect("applies");
+    }
 }

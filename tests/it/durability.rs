@@ -460,6 +460,43 @@ fn durability_nothing_acknowledged_is_lost_or_half_done_when_the_server_is_kille
 }
 
 #[test]
+fn durability_a_node_keeps_its_word_over_a_kill_a_moment_after_its_first_heartbeat() {
+    let state = tempfile::tempdir().expect("a directory for the state");
+    let mut server = Orchd::serve_cloud(state.path(), &[]);
+    let failed = json!({"status": "failed", "reasons": [{"code": "NO_ENGINE", "message": "no engine answers"}]});
+    let beats = [
+        ("beats", Some(json!({"pools": []}))),
+        ("fails", Some(json!({"pools": [], "health": failed}))),
+        ("silent", None),
+    ];
+    for (node_id, beat) in &beats {
+        let path = format!("/v2/nodes/{node_id}/heartbeat");
+        let register = registration(node_id, 1, 1);
+        http::post(server.address, "/v2/nodes/register", &register).expect("an answer");
+        if let Some(beat) = beat {
+            http::post(server.address, &path, beat).expect("an answer");
+        }
+    }
+    let store = open(state.path());
+    let words = "SELECT count(*) FROM observed WHERE observed LIKE '%\"beaten\":true%'";
+    let (_, took) = eventually(Duration::from_secs(10), "both are on disk", || match count(
+        &store, words,
+    ) {
+        2 => Ok(()),
+        rows => Err(format!("{rows} rows")),
+    });
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    server.kill9();
+    server.start_again();
+    let list = http::get_json(server.address, "/v2/nodes");
+    let words: Vec<&Value> = (list["nodes"].as_array().expect("a list").iter())
+        .map(|node| &node["status"])
+        .collect();
+    assert_eq!(words, ["Online", "Failed", "Registering"], "{list}");
+    assert_eq!(list["nodes"][1]["health"], failed);
+}
+
+#[test]
 fn durability_pools_that_a_heartbeat_described_are_on_disk_within_a_second_and_known_after_a_kill()
 {
     let state = tempfile::tempdir().expect("a directory for the state");
@@ -484,7 +521,7 @@ fn durability_pools_that_a_heartbeat_described_are_on_disk_within_a_second_and_k
         "the pools are on disk",
         || match count(
             &store,
-            "SELECT count(*) FROM observed WHERE pools LIKE '%org/m:Q4%'",
+            "SELECT count(*) FROM observed WHERE observed LIKE '%org/m:Q4%'",
         ) {
             1 => Ok(()),
             rows => Err(format!("{rows} rows")),
@@ -510,7 +547,7 @@ fn durability_pools_that_a_heartbeat_described_are_on_disk_within_a_second_and_k
         "the context is on disk",
         || match count(
             &store,
-            "SELECT count(*) FROM observed WHERE pools LIKE '%4096%'",
+            "SELECT count(*) FROM observed WHERE observed LIKE '%4096%'",
         ) {
             1 => Ok(()),
             rows => Err(format!("{rows} rows")),

@@ -374,8 +374,14 @@ fn silence_is_found_within_a_second_of_the_timeout_however_rare_the_sweep_is() {
 fn a_stopped_control_plane_takes_nobody_for_dead() {
     let fleet = Fleet::start(&["--node-timeout", "1s"]);
     let nodes = ["n0", "n1", "n2"];
-    let beat_all = || nodes.map(|node_id| fleet.beat(node_id, &json!({"pools": []})));
-    nodes.map(|node_id| fleet.register(node_id));
+    let beat_all = || {
+        for node_id in nodes {
+            fleet.beat(node_id, &json!({"pools": []}));
+        }
+    };
+    for node_id in nodes {
+        fleet.register(node_id);
+    }
     beat_all();
     let mut events = fleet.events("", None);
     // Heartbeats come every third of the timeout, wherever between two of them the stop falls, and however long it is.

@@ -15,7 +15,7 @@ use std::path::Path;
 use orchd::registry::{Edit, HoldSettings, Intent, Record, Registry, Restored, Settings, Sweep};
 use orchd::types::{
     DrainAck, DrainRequest, Health, HealthReason, HealthStatus, HeartbeatRequest, Mono, NodeId,
-    Now, PoolDescriptor, PoolStatus, UnixMs, millis, parse_duration,
+    Now, PoolStatus, UnixMs, millis, parse_duration,
 };
 
 /// A control plane without its shell: what `control` does round the registry, with a clock that stands still.
@@ -320,7 +320,7 @@ impl Stage {
                     .as_ref()
                     .map(|drain| drain.order(Mono(self.mono)));
                 let mut text = format!("{node_id}: {}", node.status().as_str());
-                if let Some(was) = beat.was {
+                if let Some((was, _)) = beat.turned {
                     write!(text, ", was {}", was.as_str()).expect("a string takes everything");
                 }
                 if !beat.counted {
@@ -352,14 +352,7 @@ impl Stage {
                     .drain
                     .as_ref()
                     .map(|drain| through_json(&drain.as_of(now))),
-                beaten: node.live.beaten,
-                offline: node.live.offline,
-                pools: node
-                    .pools
-                    .iter()
-                    .map(PoolStatus::descriptor)
-                    .map(|d| through_json::<PoolDescriptor>(&d))
-                    .collect(),
+                observed: through_json(&node.durable()),
             })
             .collect();
         self.mono += down;
