@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::dispatch::{ModelIx, PoolIx, PoolSpec};
+use crate::dispatch::{ModelIx, PoolCounts, PoolIx, PoolSpec};
 use crate::types::{HttpUrl, Mono, NodeId, Origin, PoolId, PoolState};
 
 use super::State;
@@ -61,7 +61,7 @@ pub struct ModelView {
     pub n_ctx: Option<(u64, u64)>,
     /// Slots of the pools that take requests.
     pub slots: u32,
-    /// The best state any of its pools is in.
+    /// The best state any of its pools is in, to a request: `unreachable` when none may serve soon.
     pub state: PoolState,
 }
 
@@ -85,7 +85,20 @@ struct Entry {
     n_ctx: Option<u64>,
     state: PoolState,
     accepting: bool,
+    prospective: bool,
     slots_total: u32,
+}
+
+impl Entry {
+    /// What a request has of it: an engine that is ready on a node that takes nothing is out of its reach.
+    fn state_for_requests(&self) -> PoolState {
+        match self.state {
+            _ if !self.prospective => PoolState::Unreachable,
+            // As known from before a restart.
+            PoolState::Unknown if self.accepting => PoolState::Ready,
+            state => state,
+        }
+    }
 }
 
 /// One node's pools.
@@ -179,6 +192,7 @@ impl Directory {
                 n_ctx: route.n_ctx,
                 state: route.state,
                 accepting: route.accepting,
+                prospective: route.prospective,
                 slots_total: route.slots_total,
             });
         }
@@ -232,6 +246,15 @@ impl Directory {
             .sum()
     }
 
+    /// Since when the oldest request on a node runs.
+    pub fn oldest(&self, state: &State, now: Mono, node_id: &NodeId) -> Option<Mono> {
+        let node = self.nodes.get(node_id)?;
+        let upstreams = node.pools().chain(&node.gone);
+        upstreams
+            .filter_map(|upstream| counts(state, now, upstream).oldest)
+            .min()
+    }
+
     /// Tells everything that runs on a node to end, and says how many requests that are.
     pub fn end_running(&self, state: &State, now: Mono, node_id: &NodeId) -> u32 {
         let Some(node) = self.nodes.get(node_id) else {
@@ -276,12 +299,13 @@ impl Directory {
                 if entry.accepting {
                     view.slots = view.slots.saturating_add(entry.slots_total);
                 }
+                let state = entry.state_for_requests();
                 if let Some(n_ctx) = entry.n_ctx {
                     let (least, most) = view.n_ctx.unwrap_or((n_ctx, n_ctx));
                     view.n_ctx = Some((least.min(n_ctx), most.max(n_ctx)));
                 }
-                if preference(entry.state) < preference(view.state) {
-                    view.state = entry.state;
+                if preference(state) < preference(view.state) {
+                    view.state = state;
                 }
             }
         }
@@ -311,12 +335,17 @@ fn place(upstreams: &mut Vec<Arc<Upstream>>, upstream: &Arc<Upstream>) {
     }
 }
 
-/// Requests on a pool, 0 once its place in the table is another's.
+/// Requests on a pool.
 fn still_running(state: &State, now: Mono, upstream: &Arc<Upstream>) -> u32 {
+    counts(state, now, upstream).running
+}
+
+/// A pool's numbers: nothing once its place in the table is another's.
+fn counts(state: &State, now: Mono, upstream: &Arc<Upstream>) -> PoolCounts {
     let holder = &state.upstreams[upstream.ix.0 as usize];
     if Arc::ptr_eq(holder, upstream) {
-        state.dispatch.counts(now, upstream.ix).running
+        state.dispatch.counts(now, upstream.ix)
     } else {
-        0
+        PoolCounts::default()
     }
 }

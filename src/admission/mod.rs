@@ -369,6 +369,14 @@ impl Admission {
         directory.running(&state, self.clock.now(), node_id)
     }
 
+    /// Since when the oldest request on a node runs.
+    #[must_use]
+    pub fn oldest(&self, node_id: &NodeId) -> Option<Mono> {
+        let directory = self.directory();
+        let state = self.state();
+        directory.oldest(&state, self.clock.now(), node_id)
+    }
+
     /// Tells the requests that run on a node to end, and says how many they are.
     #[must_use]
     pub fn end_running(&self, node_id: &NodeId) -> u32 {

@@ -6,7 +6,7 @@ use crate::dispatch::PoolCounts;
 use crate::registry::Node;
 use crate::types::{
     Availability, AvailableModel, FleetHold, NodeId, NodeList, NodeStatus, NodeView, Now, PoolId,
-    PoolView,
+    PoolState, PoolView,
 };
 
 use super::{Control, ControlError, Refusal};
@@ -44,6 +44,8 @@ impl Control {
         if let Some(drain) = &mut view.drain {
             // Pools that are gone carry requests, too.
             drain.in_flight = self.admission.running(node_id);
+            let oldest = self.admission.oldest(node_id);
+            drain.oldest_ms = oldest.map(|since| now.mono.since(since));
         }
         view
     }
@@ -158,18 +160,25 @@ impl Control {
             .filter_map(|m| self.admission.model(m))
             .map(|m| self.admission.waiting(m))
             .sum();
+        let seen = node.observed();
+        let is_carrying = seen == NodeStatus::Online;
         PoolView {
             node_id: node_id.to_string(),
             pool_id: pool.pool_id.clone(),
             engine: pool.engine.clone(),
             engine_version: pool.engine_version.clone(),
             models: pool.models_available.clone(),
-            state: pool.state,
-            ready: pool.ready,
+            // What a silent node last said of its engines holds no more.
+            state: if seen == NodeStatus::Offline {
+                PoolState::Unreachable
+            } else {
+                pool.state
+            },
+            ready: pool.ready && is_carrying,
             draining: pool.draining || node.drain.is_some(),
             ejected: counts.ejected,
             slots_total: counts.slots_total,
-            slots_free: counts.slots_free,
+            slots_free: if is_carrying { counts.slots_free } else { 0 },
             external: counts.external,
             running: counts.running,
             waiting: u32::try_from(waiting).unwrap_or(u32::MAX),

@@ -82,6 +82,8 @@ pub struct Grant {
     pub weight: u32,
     /// It is the one request that shows whether a pool is back after failures.
     pub probe: bool,
+    /// When it was given.
+    pub since: Mono,
 }
 
 /// A request's place in line, kept for as long as it is tried.
@@ -158,6 +160,8 @@ pub struct PoolCounts {
     pub external: u32,
     /// Requests of ours.
     pub running: u32,
+    /// Since when the oldest of them runs.
+    pub oldest: Option<Mono>,
     /// Slots of requests whose connection was closed early and that the engine may still be working on.
     pub quarantined: u32,
     /// Left out after failures.
@@ -339,7 +343,7 @@ impl Dispatch {
                 .place(now, model, weight, avoid)
                 .or_else(|| self.place(now, model, weight, None));
             if let Some(pool) = pool {
-                return Offer::Granted(self.grant(model, pool, weight));
+                return Offer::Granted(self.grant(now, model, pool, weight));
             }
         }
         // Whoever is tried again was admitted before.
@@ -486,7 +490,7 @@ impl Dispatch {
                 // The pool with room for the oldest need not be this one: a better placed may have room as well.
                 let pool = self.place(now, model, weight, None).unwrap_or(ix);
                 self.dequeue(model, ticket);
-                let grant = self.grant(model, pool, weight);
+                let grant = self.grant(now, model, pool, weight);
                 out.push((ticket, Verdict::Granted(grant)));
             }
         }
@@ -599,17 +603,18 @@ impl Dispatch {
             .min_by(|a, b| self.pools[a.0 as usize].rank(now, &self.pools[b.0 as usize]))
     }
 
-    fn grant(&mut self, model: ModelIx, ix: PoolIx, weight: u32) -> Grant {
+    fn grant(&mut self, now: Mono, model: ModelIx, ix: PoolIx, weight: u32) -> Grant {
         self.picks += 1;
         let picks = self.picks;
         let pool = self.pool(ix);
         let weight = weight.clamp(1, pool.slots_total);
-        pool.take(weight, picks);
+        pool.take(now, weight, picks);
         Grant {
             model,
             pool: ix,
             weight,
             probe: pool.probing,
+            since: now,
         }
     }
 

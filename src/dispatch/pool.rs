@@ -32,8 +32,8 @@ pub(super) struct Pool {
     pub slots_total: u32,
     /// Slots of requests that run.
     pub ours: u32,
-    /// Those requests.
-    pub requests: u32,
+    /// Since when each of those requests runs, in no order: as many as fit into the slots.
+    since: Vec<Mono>,
     pub quarantine: Vec<Quarantined>,
     /// The most that `ours` and the quarantine came to since the last reading.
     peak: u32,
@@ -54,6 +54,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    /// Requests that run.
+    pub fn requests(&self) -> u32 {
+        u32::try_from(self.since.len()).unwrap_or(u32::MAX)
+    }
+
     pub fn quarantined(&self) -> u32 {
         self.quarantine.iter().map(|q| q.weight).sum()
     }
@@ -100,9 +105,9 @@ impl Pool {
             .then(self.picked.cmp(&other.picked))
     }
 
-    pub fn take(&mut self, weight: u32, pick: u64) {
+    pub fn take(&mut self, now: Mono, weight: u32, pick: u64) {
         self.ours += weight;
-        self.requests += 1;
+        self.since.push(now);
         self.picked = pick;
         self.probing = self.strikes > 0;
         self.peak = self.peak.max(self.own());
@@ -119,10 +124,10 @@ impl Pool {
             .ours
             .checked_sub(grant.weight)
             .expect("a grant is given back once");
-        self.requests = self
-            .requests
-            .checked_sub(1)
-            .expect("a grant is given back once");
+        let mut running = self.since.iter();
+        let at = running.position(|since| *since == grant.since);
+        self.since
+            .swap_remove(at.expect("a grant is given back once"));
         self.probing &= !grant.probe;
         if answering {
             self.answering = self
@@ -187,7 +192,8 @@ impl Pool {
             slots_total: self.slots_total,
             slots_free: self.slots_total - self.busy(now),
             external: self.external(now),
-            running: self.requests,
+            running: self.requests(),
+            oldest: self.since.iter().min().copied(),
             quarantined: self.quarantined(),
             ejected: self.is_ejected(now),
         }

@@ -110,6 +110,7 @@ fn slots_are_granted_until_none_is_left_and_then_requests_wait_in_order() {
         pool,
         weight: 1,
         probe: false,
+        since: at(5),
     };
     assert_eq!(b.pump(at(5)), vec![(third, Verdict::Granted(grant))]);
 }
@@ -143,6 +144,7 @@ fn slots_in_use_by_others_are_left_to_them_for_as_long_as_the_reading_counts() {
         pool,
         weight: 1,
         probe: false,
+        since: at(20_000),
     };
     assert_eq!(
         b.expire(at(20_000)),
@@ -175,6 +177,10 @@ fn a_permit_closed_early_is_busy_until_its_time_or_until_the_engine_is_seen_idle
     let (ticket, offer) = b.ask(at(20));
     assert_eq!(offer, Offer::Queued);
     assert!(b.expire(at(1_009)).is_empty());
+    let grant = Grant {
+        since: at(1_010),
+        ..grant
+    };
     assert_eq!(b.expire(at(1_010)), vec![(ticket, Verdict::Granted(grant))]);
 
     b.dispatch
@@ -198,6 +204,10 @@ fn a_permit_closed_early_is_busy_until_its_time_or_until_the_engine_is_seen_idle
             ..sample(1, 0, None)
         },
     );
+    let grant = Grant {
+        since: at(2_020),
+        ..grant
+    };
     assert_eq!(b.pump(at(2_020)), vec![(ticket, Verdict::Granted(grant))]);
 }
 
@@ -301,6 +311,7 @@ fn a_heavy_request_waits_for_enough_slots_and_is_not_overtaken() {
                 pool,
                 weight: 2,
                 probe: false,
+                since: at(3),
             })
         )]
     );
@@ -331,6 +342,7 @@ fn whoever_leaves_the_queue_lets_the_next_one_in() {
                 pool,
                 weight: 1,
                 probe: false,
+                since: at(3),
             })
         )]
     );
@@ -352,13 +364,18 @@ fn an_ejected_pool_comes_back_by_one_request_that_succeeds() {
             first,
             Verdict::Granted(Grant {
                 probe: true,
+                since: at(1_000),
                 ..grant
             })
         )],
         "one alone goes first"
     );
     b.dispatch.vindicate(at(1_050), pool);
-    assert_eq!(b.pump(at(1_050)), vec![(second, Verdict::Granted(grant))]);
+    let next = Grant {
+        since: at(1_050),
+        ..grant
+    };
+    assert_eq!(b.pump(at(1_050)), vec![(second, Verdict::Granted(next))]);
 }
 
 #[test]
@@ -372,7 +389,11 @@ fn a_stream_from_before_an_ejection_does_not_keep_the_pool_shut() {
     let (waiting, offer) = b.ask(at(1_001));
     assert_eq!(offer, Offer::Queued, "one probe at a time");
     b.dispatch.release(at(1_010), probe, false, Quarantine::No);
-    assert_eq!(b.pump(at(1_010)), vec![(waiting, Verdict::Granted(probe))]);
+    let next = Grant {
+        since: at(1_010),
+        ..probe
+    };
+    assert_eq!(b.pump(at(1_010)), vec![(waiting, Verdict::Granted(next))]);
 }
 
 #[test]
@@ -480,14 +501,19 @@ fn a_second_try_goes_to_another_pool_while_there_is_one_and_keeps_its_place_in_l
     assert_eq!(grant.pool, one);
     b.dispatch.release(at(1), grant, false, Quarantine::No);
     let again = b.dispatch.offer(at(1), turn, b.model, 1, 0, Some(one));
-    assert_eq!(again, Offer::Granted(Grant { pool: two, ..grant }));
-    let _also = b.granted(at(1));
+    let moved = Grant {
+        pool: two,
+        since: at(1),
+        ..grant
+    };
+    assert_eq!(again, Offer::Granted(moved));
+    let also = b.granted(at(1));
     let (later, _) = b.ask(at(2));
     assert_eq!(
         b.dispatch.offer(at(3), turn, b.model, 1, 0, Some(one)),
         Offer::Queued
     );
-    b.dispatch.release(at(4), grant, false, Quarantine::No);
+    b.dispatch.release(at(4), also, false, Quarantine::No);
     let served = b.pump(at(4));
     assert_eq!(served.len(), 1);
     assert_eq!(

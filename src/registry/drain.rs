@@ -249,6 +249,7 @@ impl Drain {
             started_at_ms: self.started_at_ms,
             remaining_ms: self.remaining(now),
             in_flight: running,
+            oldest_ms: None,
             in_flight_at_start: self.in_flight_at_start,
             cut: self.cut,
             unverified: self.unverified,

@@ -73,6 +73,10 @@ pub struct DrainView {
     pub remaining_ms: Option<Millis>,
     /// Requests the control plane still has there.
     pub in_flight: u32,
+    /// How long the oldest of them has been running; null when there is none.
+    #[schema(value_type = Option<u64>)]
+    #[serde(default)]
+    pub oldest_ms: Option<Millis>,
     /// Requests it had there when the drain began.
     pub in_flight_at_start: u32,
     /// Requests ended by the deadline or by force.

@@ -336,7 +336,7 @@ fn merge(into: &mut Value, changes: &Value) {
 pub fn drain(state: &str, in_flight: u32, changes: &Value) -> Value {
     let mut drain = json!({
         "id": "d1", "state": state, "reason": null, "requested_by": "ada@host", "started_at_ms": 1, "remaining_ms": null,
-        "in_flight": in_flight, "in_flight_at_start": 7, "cut": 0, "unverified": false,
+        "in_flight": in_flight, "oldest_ms": null, "in_flight_at_start": 7, "cut": 0, "unverified": false,
     });
     merge(&mut drain, changes);
     json!({"status": "Draining", "schedulable": false, "drain": drain})

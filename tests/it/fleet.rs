@@ -169,6 +169,8 @@ fn at_the_deadline_of_a_drain_what_runs_is_ended_in_band_and_counted() {
     );
     assert_eq!(node["status"], "Draining");
     assert_eq!(node["drain"]["in_flight"], 2);
+    let oldest = node["drain"]["oldest_ms"].as_u64();
+    assert!(oldest.is_some_and(|ms| ms < 10_000), "{node}");
     assert!(
         node["drain"]["remaining_ms"]
             .as_u64()
@@ -217,6 +219,7 @@ fn at_the_deadline_of_a_drain_what_runs_is_ended_in_band_and_counted() {
         (&drain["remaining_ms"], &drain["in_flight_at_start"]),
         (&Value::Null, &json!(2))
     );
+    assert_eq!(drain["oldest_ms"], Value::Null);
 }
 
 #[test]
@@ -368,6 +371,43 @@ fn silence_is_found_within_a_second_of_the_timeout_however_rare_the_sweep_is() {
         "{took:?}"
     );
     eprintln!("silent for {took:?} with a timeout of 1 s and a sweep of 60 s: Offline");
+}
+
+#[test]
+fn nothing_is_shown_as_ready_that_takes_no_requests() {
+    let engine = ScriptedEngine::start("m", 2);
+    let fleet = Fleet::start(&["--node-timeout", "1s"]);
+    fleet.node_with("n", &engine, 2);
+    let shown = || {
+        let pools = fleet.get("/v2/pools");
+        let pool = &pools["pools"][0];
+        let models = fleet.get("/v1/models");
+        let meta = &models["data"][0]["meta"];
+        let of_pool = ["state", "ready", "draining", "slots_free"].map(|key| pool[key].clone());
+        (json!(of_pool), json!([meta["state"], meta["slots"]]))
+    };
+    let ready = (json!(["ready", true, false, 2]), json!(["ready", 2]));
+    assert_eq!(shown(), ready);
+    fleet.json(202, "POST", "/v2/nodes/n/drain", &Value::Null);
+    let draining = (json!(["ready", true, true, 2]), json!(["unreachable", 0]));
+    assert_eq!(shown(), draining);
+    fleet.json(200, "DELETE", "/v2/nodes/n/drain", &Value::Null);
+    let failed = json!({"status": "failed", "reasons": []});
+    let mut beat = pool_of(&engine, 2);
+    beat["health"] = failed;
+    fleet.beat("n", &beat);
+    let useless = (json!(["ready", false, false, 0]), json!(["unreachable", 0]));
+    assert_eq!(shown(), useless);
+    fleet.beat("n", &pool_of(&engine, 2));
+    assert_eq!(shown(), ready);
+    let offline = (
+        json!(["unreachable", false, false, 0]),
+        json!(["unreachable", 0]),
+    );
+    eventually(SOON, "it is Offline", || match shown() {
+        now if now == offline => Ok(()),
+        now => Err(format!("{now:?}")),
+    });
 }
 
 #[test]
