@@ -80,15 +80,7 @@ impl Fleet {
     }
 
     fn events(&self, query: &str, after: Option<&str>) -> Events {
-        let mut headers = vec![];
-        if let Some(after) = after {
-            headers.push(("last-event-id", after));
-        }
-        let request = written("GET", &format!("/v2/events{query}"), &headers, b"");
-        let response = http::send(self.orchd.address, &request).expect("an answer");
-        assert_eq!(response.status, 200);
-        assert_eq!(response.header("content-type"), Some("text/event-stream"));
-        response.events()
+        events_of(&self.orchd, query, after)
     }
 
     fn chat(&self) -> Begun {
@@ -102,6 +94,18 @@ impl Fleet {
         );
         http::begin(self.orchd.address, &request).expect("a connection")
     }
+}
+
+fn events_of(orchd: &Orchd, query: &str, after: Option<&str>) -> Events {
+    let mut headers = vec![];
+    if let Some(after) = after {
+        headers.push(("last-event-id", after));
+    }
+    let request = written("GET", &format!("/v2/events{query}"), &headers, b"");
+    let response = http::send(orchd.address, &request).expect("an answer");
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), Some("text/event-stream"));
+    response.events()
 }
 
 fn pool_of(engine: &ScriptedEngine, slots: u32) -> Value {
@@ -556,8 +560,10 @@ fn what_happens_can_be_followed_and_resumed() {
     fleet.orchd.kill9();
     fleet.orchd.start_again();
     let mut after = fleet.events("", Some(&last));
-    let (id, _, before) = up_to(&mut after, "resync");
+    let (id, data, before) = up_to(&mut after, "resync");
     assert!(before.is_empty() && id != last, "{id}");
+    assert_eq!(data["type"], "resync");
+    assert!(data["at_ms"].is_u64(), "{data}");
     fleet.beat("m", &json!({"pools": []}));
     let (_, data, _) = up_to(&mut after, "node.online");
     assert_eq!(data["node_id"], "m");
@@ -570,6 +576,20 @@ fn what_happens_can_be_followed_and_resumed() {
         "{:?}",
         stopped.elapsed()
     );
+}
+
+#[test]
+fn the_events_of_one_machine_are_those_of_its_node_local() {
+    let engine = ScriptedEngine::start("m", 1);
+    let home = Orchd::serve_home(&[engine.url()], &[]);
+    // From the beginning, as whoever gives an id that is not known.
+    let mut events = events_of(&home, "?node_id=local", Some("?"));
+    let (_, data, _) = up_to(&mut events, "pool.added");
+    assert_eq!(data["node_id"], "local", "{data}");
+    let fleet = Fleet::start(&[]);
+    fleet.events("?node_id=local", None);
+    let refused = fleet.ask("GET", "/v2/events?node_id=register", &Value::Null);
+    assert_eq!(refused.status, 400);
 }
 
 #[test]
