@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::listen::{self, CollectError};
 use crate::types::{ErrorCode, Object};
@@ -50,18 +50,23 @@ fn is_json(kind: &str) -> bool {
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// The body as a JSON object.
+/// The body as a JSON object. What the reader of a field does not know what to make of, it calls bad syntax: whoever sent
+/// valid JSON is not told to look for a comma.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(bytes)
         .map(|Object(value)| value)
         .map_err(|e| {
-            let what = if e.is_data() {
+            let what = if e.is_data() || is_valid_json(bytes) {
                 "the body does not fit"
             } else {
                 "the body is not valid JSON"
             };
             ApiError::new(ErrorCode::InvalidRequest, format!("{what}: {e}"))
         })
+}
+
+fn is_valid_json(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
 
+use crate::clock::Clock;
 use crate::control::{Events, Told};
 use crate::types::{NodeId, RESYNC};
 
@@ -33,7 +34,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
     operation_id = "events",
     tag = "nodes",
     params(
-        ("node_id" = Option<NodeId>, Query, description = "Only what happens to this node"),
+        ("node_id" = Option<NodeId>, Query, description = "Only what happens to this node; `local` on one machine"),
         ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was seen"),
     ),
     responses(
@@ -50,7 +51,7 @@ pub(super) async fn follow(
     let mut only = None;
     for (key, value) in nodes::pairs(query.as_deref()) {
         if key == "node_id" {
-            let node_id = NodeId::new(&value)
+            let node_id = NodeId::new_or_local(&value)
                 .map_err(|e| nodes::invalid(format!("node_id={value:?}: a node id {e}")))?;
             only = Some(node_id);
         }
@@ -60,6 +61,7 @@ pub(super) async fn follow(
         .map(|id| String::from_utf8_lossy(id.as_bytes()));
     let reader = Reader {
         events: api.control.events(after.as_deref()),
+        clock: api.clock,
         only,
         begun: false,
     };
@@ -81,6 +83,7 @@ pub(super) async fn follow(
 
 struct Reader {
     events: Events,
+    clock: Clock,
     /// Only what happens to this node.
     only: Option<NodeId>,
     begun: bool,
@@ -128,9 +131,10 @@ impl Reader {
                     )
                 }
                 Told::Resync(id) => {
+                    let at_ms = self.clock.wall().0;
                     write!(
                         text,
-                        "id: {id}\nevent: {RESYNC}\ndata: {{\"type\":\"{RESYNC}\"}}\n\n"
+                        "id: {id}\nevent: {RESYNC}\ndata: {{\"at_ms\":{at_ms},\"type\":\"{RESYNC}\"}}\n\n"
                     )
                 }
             };

@@ -26,6 +26,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::{Area, Denied, Guard};
+use crate::clock::Clock;
 use crate::control::{Catalog, Control};
 use crate::listen;
 use crate::types::{Availability, ErrorCode, NodeId, PoolList, VERSION, Version, millis};
@@ -75,6 +76,8 @@ impl Readiness {
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Api {
+    /// What tells people the time.
+    pub clock: Clock,
     /// The control plane.
     pub control: Arc<Control>,
     /// What the process is for.

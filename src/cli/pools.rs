@@ -86,8 +86,8 @@ Examples:
   orchd events -o json --since 3f2a-118
       Go on after the event with that id")]
 pub struct EventsArgs {
-    /// Only events of this node
-    #[arg(long, value_name = "NODE")]
+    /// Only events of this node; on one machine that is `local`
+    #[arg(long, value_name = "NODE", value_parser = NodeId::new_or_local)]
     pub node: Option<NodeId>,
 
     /// How to print them

@@ -29,18 +29,20 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// A client that takes longer over its TLS handshake is not one.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an idle connection stays open after a stop, for a request that was sent before its client could know.
-const LINGER: Duration = Duration::from_millis(250);
+/// How long an idle connection stays open after a stop, for a request that was sent before its client could know; and one
+/// that was made after the stop, once nothing else is left to wait for.
+pub(super) const LINGER: Duration = Duration::from_millis(250);
 /// How long one that has to make room may take to carry the last bytes of an answer to its client.
 const LAST_BYTES: Duration = Duration::from_secs(5);
 
-/// Serves one connection to its end.
+/// Serves one connection to its end. `stopped` tells of the stop; one that was made after it has none, and is good for one
+/// request.
 pub(super) async fn serve<H: Handler>(
     stream: TcpStream,
     tls: Option<Acceptor>,
     handler: H,
     place: Arc<Place>,
-    mut stopped: watch::Receiver<Option<Duration>>,
+    mut stopped: Option<watch::Receiver<Option<Duration>>>,
 ) {
     // Without it every small write waits for the other side's acknowledgement of the one before.
     if let Err(e) = stream.set_nodelay(true) {
@@ -56,13 +58,20 @@ pub(super) async fn serve<H: Handler>(
         shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking.as_mut()) => shaken,
         () = place.asked_to_leave() => return,
         // Whoever connected before the stop is answered.
-        _ = stop_asked(&mut stopped) => tokio::time::timeout(LINGER, shaking.as_mut()).await,
+        () = told_of_stop(&mut stopped) => tokio::time::timeout(LINGER, shaking.as_mut()).await,
     };
     match shaken {
         Ok(Ok(Some(stream))) => http(stream, handler, place, stopped).await,
         Ok(Ok(None)) => debug!("somebody spoke plain HTTP where TLS is spoken"),
         Ok(Err(e)) => debug!(error = %e, "a TLS handshake failed"),
         Err(_) => debug!("a TLS handshake was not finished in time"),
+    }
+}
+
+async fn told_of_stop(stopped: &mut Option<watch::Receiver<Option<Duration>>>) {
+    match stopped {
+        Some(stopped) => drop(stop_asked(stopped).await),
+        None => std::future::pending().await,
     }
 }
 
@@ -100,7 +109,7 @@ async fn http<H, IO>(
     stream: IO,
     handler: H,
     place: Arc<Place>,
-    mut stopped: watch::Receiver<Option<Duration>>,
+    mut stopped: Option<watch::Receiver<Option<Duration>>>,
 ) where
     H: Handler,
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -121,6 +130,7 @@ async fn http<H, IO>(
         }
     });
     let connection = http1::Builder::new()
+        .keep_alive(stopped.is_some())
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(MAX_HEAD_BYTES)
@@ -128,7 +138,7 @@ async fn http<H, IO>(
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = desk.drive(connection.as_mut()) => ended,
-        _ = stop_asked(&mut stopped) => {
+        () = told_of_stop(&mut stopped) => {
             // A request that is on its way is read before the connection is closed.
             match tokio::time::timeout(LINGER, desk.drive(connection.as_mut())).await {
                 Ok(ended) => ended,

@@ -2,14 +2,16 @@
 //!
 //! Purpose: accept, serve HTTP/1.1 with or without TLS, and stop without cutting anybody off. Invariants: one listening
 //! socket, bound before anything else is done, shared by all threads; connections are bounded, and when there are too
-//! many, those that idle for the longest time give way, so that no number of them keeps others out; a stop closes the
-//! listener first, lets what runs end within its grace, and then ends. Called by `server` and `agent`.
+//! many, those that idle for the longest time give way, so that no number of them keeps others out; a stop lets what runs
+//! end within its grace, goes on answering whoever connects meanwhile, and ends with the last request that was in hand
+//! when it came: nobody who connects later prolongs it. Called by `server` and `agent`.
 
 mod collect;
 mod connection;
 mod held;
 mod places;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -25,7 +27,8 @@ use hyper::body::Incoming;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::tls::Acceptor;
@@ -160,6 +163,7 @@ impl Workers {
         handler: &H,
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(None);
+        let before = watch::Sender::new(());
         let threads = threads.max(1);
         let mut workers = Self {
             stop,
@@ -180,6 +184,11 @@ impl Workers {
                 limit: settings.max_connections.div_ceil(threads).max(1),
                 places: Places::default(),
                 connections: JoinSet::new(),
+                before: Before {
+                    here: None,
+                    holds: Some(before.subscribe()),
+                    all: before.clone(),
+                },
             };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -199,7 +208,8 @@ impl Workers {
         self.pulse.clone()
     }
 
-    /// Accepts nobody from now on, lets what runs end within `grace`, and then ends it. Blocks until all is done.
+    /// Lets what runs end within `grace`, and then ends it. Whoever connects meanwhile is answered, once, and not waited
+    /// for. Blocks until all is done.
     pub fn stop(self, grace: Duration) {
         self.stop.send_replace(Some(grace));
         for thread in self.threads {
@@ -220,6 +230,38 @@ struct Thread<H> {
     limit: usize,
     places: Places,
     connections: JoinSet<()>,
+    before: Before,
+}
+
+/// The connections that were there when the stop came.
+struct Before {
+    /// Those of this thread that have not ended; none before the stop.
+    here: Option<HashSet<Id>>,
+    /// Dropped once there are none left here.
+    holds: Option<watch::Receiver<()>>,
+    /// Knows when no thread holds one any more.
+    all: watch::Sender<()>,
+}
+
+impl Before {
+    /// The stop has come.
+    fn begin(&mut self, here: HashSet<Id>) {
+        self.here = Some(here);
+        self.look();
+    }
+
+    fn ended(&mut self, id: Id) {
+        if let Some(here) = &mut self.here {
+            here.remove(&id);
+        }
+        self.look();
+    }
+
+    fn look(&mut self) {
+        if self.here.as_ref().is_some_and(HashSet::is_empty) {
+            self.holds = None;
+        }
+    }
 }
 
 impl<H: Handler> Thread<H> {
@@ -232,12 +274,44 @@ impl<H: Handler> Thread<H> {
                 return;
             }
         };
+        let mut stopped = self.stopped.clone();
+        let grace = self.accept_until(&listener, stop_asked(&mut stopped)).await;
+        let ends = Instant::now() + grace;
+        // Whoever connected before the stop counts as there.
+        self.take_waiting(backlog.as_ref().ok());
+        self.before.begin(self.places.ids());
+        // Others are told that we stop: a load balancer must see it to send its clients elsewhere.
+        let all = self.before.all.clone();
+        let over = self.accept_until(&listener, all.closed());
+        if tokio::time::timeout_at(ends, over).await.is_err() {
+            warn!(
+                connections = self.before.here.map_or(0, |here| here.len()),
+                "the grace has ended; closing what still runs"
+            );
+            return;
+        }
+        drop(listener);
+        // A connection left in the backlog would be reset.
+        self.take_waiting(backlog.as_ref().ok());
+        drop(backlog);
+        let rest = async { while self.connections.join_next().await.is_some() {} };
+        let ends = ends.min(Instant::now() + connection::LINGER);
+        // Who has not asked for anything by then is not cut off from an answer.
+        let _ = tokio::time::timeout_at(ends, rest).await;
+    }
+
+    /// Accepts connections, and looks after those that end, until this is there.
+    async fn accept_until<T>(
+        &mut self,
+        listener: &tokio::net::TcpListener,
+        until: impl Future<Output = T>,
+    ) -> T {
+        let mut until = std::pin::pin!(until);
         let mut refused = false;
         // Full of connections that work, or waiting for those that were asked to leave: others wait in the backlog, or
         // are taken by another thread.
-        let mut full = false;
-        let mut stopped = self.stopped.clone();
-        let grace = loop {
+        let mut full = !self.places.make_room(self.limit);
+        loop {
             tokio::select! {
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, _)) => {
@@ -257,20 +331,19 @@ impl<H: Handler> Thread<H> {
                 Some(ended) = self.connections.join_next_with_id() => {
                     let id = ended.map_or_else(|failed| failed.id(), |(id, ())| id);
                     self.places.remove(id);
+                    self.before.ended(id);
                     full = full && !self.places.make_room(self.limit);
                 }
                 () = tokio::time::sleep(FULL_PAUSE), if full => full = !self.places.make_room(self.limit),
                 Some(answer) = self.asked.recv() => drop(answer.send(())),
-                grace = stop_asked(&mut stopped) => break grace,
+                there = until.as_mut() => return there,
             }
-        };
-        drop(listener);
-        // Whoever connected before the stop is answered; a connection left in the backlog would be reset.
-        while let Ok((stream, _)) = backlog
-            .as_ref()
-            .map_err(|_| ())
-            .and_then(|backlog| backlog.accept().map_err(|_| ()))
-        {
+        }
+    }
+
+    /// Takes everybody who waits to be taken in.
+    fn take_waiting(&mut self, backlog: Option<&TcpListener>) {
+        while let Some(Ok((stream, _))) = backlog.map(TcpListener::accept) {
             let stream = stream
                 .set_nonblocking(true)
                 .and_then(|()| TcpStream::from_std(stream));
@@ -278,32 +351,18 @@ impl<H: Handler> Thread<H> {
                 self.take(stream);
             }
         }
-        drop(backlog);
-        let (connections, asked) = (&mut self.connections, &mut self.asked);
-        let all = async {
-            loop {
-                tokio::select! {
-                    ended = connections.join_next() => if ended.is_none() { break },
-                    Some(answer) = asked.recv() => drop(answer.send(())),
-                }
-            }
-        };
-        if tokio::time::timeout(grace, all).await.is_err() {
-            warn!(
-                connections = self.connections.len(),
-                "the grace has ended; closing what still runs"
-            );
-        }
     }
 
     fn take(&mut self, stream: TcpStream) {
         let place = self.places.take();
+        // Whoever comes after the stop has nothing to hear of it.
+        let before = self.before.here.is_none();
         let connection = connection::serve(
             stream,
             self.tls.clone(),
             self.handler.clone(),
             Arc::clone(&place),
-            self.stopped.clone(),
+            before.then(|| self.stopped.clone()),
         );
         let id = self.connections.spawn(connection).id();
         self.places.add(id, place);

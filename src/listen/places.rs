@@ -3,7 +3,7 @@
 //! Invariants: only a connection on which no request is in hand is asked to leave, the longest idle first; nothing is
 //! counted twice, and nothing is locked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -62,6 +62,11 @@ impl Places {
         if gone.is_some_and(|place| place.asked.load(Ordering::Relaxed)) {
             self.leaving -= 1;
         }
+    }
+
+    /// Everybody who is here.
+    pub fn ids(&self) -> HashSet<Id> {
+        self.all.keys().copied().collect()
     }
 
     /// Asks so many connections to leave that `limit` stay, those that are idle for the longest time first. False when

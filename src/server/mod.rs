@@ -121,6 +121,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
     };
     let readiness = Arc::new(Readiness::default());
     let api = Api {
+        clock,
         control: Arc::clone(&control),
         profile,
         readiness: Arc::clone(&readiness),

@@ -1,6 +1,9 @@
 //! What happens to the fleet, as `GET /v2/events` tells it.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::{NodeId, PoolId, UnixMs};
@@ -91,8 +94,12 @@ pub struct Event {
     /// What.
     #[serde(rename = "type")]
     pub kind: EventKind,
-    /// The node it happened to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The node it happened to; `local` in the HOME profile.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "or_local"
+    )]
     pub node_id: Option<NodeId>,
     /// The pool it happened to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,6 +116,12 @@ pub struct Event {
     /// Who asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+}
+
+fn or_local<'de, D: Deserializer<'de>>(from: D) -> Result<Option<NodeId>, D::Error> {
+    let name: Option<Cow<'_, str>> = Option::deserialize(from)?;
+    let name = name.map(|name| NodeId::new_or_local(&name));
+    name.transpose().map_err(D::Error::custom)
 }
 
 /// The `event` of a frame that says: what happened between the id you gave and the next frame is not known any more;

@@ -165,6 +165,18 @@ impl NodeId {
     pub fn local() -> Self {
         Self(super::LOCAL_NODE.into())
     }
+
+    /// The name of a node that is asked about or told of, which may be the implicit one.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn new_or_local(text: &str) -> Result<Self, IdError> {
+        if text == super::LOCAL_NODE {
+            Ok(Self::local())
+        } else {
+            Self::new(text)
+        }
+    }
 }
 
 #[cfg(test)]

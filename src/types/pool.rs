@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::object;
 use super::{HttpUrl, Mono, PoolId};
 
 /// What an engine is doing, as its reader saw it.
@@ -68,7 +69,8 @@ pub struct PoolStatus {
     /// Whether it takes requests now.
     pub ready: bool,
     /// Whether its node says that it takes no new ones.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::or_default")]
+    #[schema(nullable)]
     pub draining: bool,
     /// Slots not processing anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,11 +88,12 @@ pub struct PoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<HttpUrl>,
     /// What the engine is doing.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::word_or_default")]
+    #[schema(nullable)]
     pub state: PoolState,
     /// Model ids it serves.
-    #[serde(default)]
-    #[schema(schema_with = super::schema::model_ids)]
+    #[serde(default, deserialize_with = "object::or_default")]
+    #[schema(schema_with = super::schema::model_ids_or_null)]
     pub models_available: Vec<String>,
     /// The engine's build.
     #[serde(default, skip_serializing_if = "Option::is_none")]

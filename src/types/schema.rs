@@ -67,22 +67,30 @@ described!(
 
 /// A list of model ids.
 pub(super) fn model_ids() -> RefOr<Schema> {
+    list_of_model_ids().into()
+}
+
+/// The same in a request, where it may be left out.
+pub(super) fn model_ids_or_null() -> RefOr<Schema> {
+    list_of_model_ids()
+        .schema_type(SchemaType::from_iter([Type::Array, Type::Null]))
+        .into()
+}
+
+fn list_of_model_ids() -> ArrayBuilder {
     let id = text()
         .min_length(Some(1))
         .max_length(Some(MAX_MODEL_BYTES))
         .pattern(Some(r"^[^\u0000-\u001f\u007f-\u009f]*$"));
-    ArrayBuilder::new()
-        .items(id)
-        .description(Some(
-            "Model ids: 1 to 512 bytes each, without control characters.",
-        ))
-        .into()
+    ArrayBuilder::new().items(id).description(Some(
+        "Model ids: 1 to 512 bytes each, without control characters.",
+    ))
 }
 
-/// Names with their values, at most as many as a registration may have.
+/// Names with their values, at most as many as a registration may have; or none.
 pub(super) fn labels() -> RefOr<Schema> {
     ObjectBuilder::new()
-        .schema_type(SchemaType::new(Type::Object))
+        .schema_type(SchemaType::from_iter([Type::Object, Type::Null]))
         .additional_properties(Some(text()))
         .max_properties(Some(MAX_LABELS))
         .description(Some("For people and selectors."))

@@ -27,17 +27,22 @@ pub struct RegisterRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<HttpUrl>,
     /// Names of its pools.
-    #[serde(default)]
-    #[schema(max_items = 1024)]
+    #[serde(default, deserialize_with = "object::or_default")]
+    #[schema(max_items = 1024, nullable)]
     pub pools: Vec<String>,
     /// What the machine has.
-    #[serde(default, deserialize_with = "object::one")]
+    #[serde(default, deserialize_with = "object::one_or_default")]
+    #[schema(nullable)]
     pub capabilities: Capabilities,
     /// The agent's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// For people and selectors.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "object::or_default"
+    )]
     #[schema(schema_with = super::schema::labels)]
     pub labels: BTreeMap<String, String>,
     /// Random per agent process.
@@ -45,15 +50,20 @@ pub struct RegisterRequest {
     pub instance_id: Option<String>,
     /// Sent by somebody who is not the machine, ahead of its agent: the first machine that registers under this name is
     /// it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(
+        default,
+        skip_serializing_if = "std::ops::Not::not",
+        deserialize_with = "object::or_default"
+    )]
+    #[schema(nullable)]
     pub announced: bool,
     /// Engines of an agentless node.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "object::list"
+        deserialize_with = "object::list_or_default"
     )]
-    #[schema(max_items = 1024)]
+    #[schema(max_items = 1024, nullable)]
     pub engines: Vec<EngineRef>,
 }
 
@@ -79,8 +89,8 @@ pub struct EngineRef {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema, Default)]
 pub struct Capabilities {
     /// Its GPUs.
-    #[serde(default, deserialize_with = "object::list")]
-    #[schema(max_items = 64)]
+    #[serde(default, deserialize_with = "object::list_or_default")]
+    #[schema(max_items = 64, nullable)]
     pub gpus: Vec<Gpu>,
     /// Logical processors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,13 +104,16 @@ pub struct Capabilities {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema, Default)]
 pub struct Gpu {
     /// NVML's index.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::or_default")]
+    #[schema(nullable)]
     pub device_id: u32,
     /// Marketing name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::or_default")]
+    #[schema(nullable)]
     pub name: String,
     /// Memory of the card.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::or_default")]
+    #[schema(nullable)]
     pub vram_total_bytes: u64,
     /// `major.minor`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -168,9 +181,11 @@ pub struct HeartbeatRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
     /// In one word.
+    #[serde(deserialize_with = "object::word")]
     pub status: HealthStatus,
     /// Why.
-    #[serde(default, deserialize_with = "object::list")]
+    #[serde(default, deserialize_with = "object::list_or_default")]
+    #[schema(nullable)]
     pub reasons: Vec<HealthReason>,
 }
 

@@ -627,7 +627,10 @@ fn a_registration_that_does_not_fit_is_refused_and_changes_nothing() {
         json!({"machine_id": 1}),
         json!({"pools": "pool-0"}),
         json!({"pools": [1]}),
-        json!({"pools": null}),
+        json!({"pools": [null]}),
+        json!({"labels": {"a": null}}),
+        json!({"capabilities": {"gpus": [null]}}),
+        json!({"engines": [null]}),
         json!({"capabilities": {"gpus": {}}}),
         json!({"capabilities": {"gpus": [{"device_id": -1}]}}),
         json!({"capabilities": {"gpus": [{"vram_total_bytes": "24 GB"}]}}),
@@ -1394,6 +1397,145 @@ fn a_list_is_not_taken_for_an_object() {
     .collect();
     assert_eq!(accepted, Vec::<&str>::new());
     assert_eq!(fleet.node("n")["drain"], Value::Null);
+}
+
+/// Every place of an object within a value, as a pointer to it.
+fn fields(value: &Value, here: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                let place = format!("{here}/{name}");
+                fields(value, &place, found);
+                found.push(place);
+            }
+        }
+        Value::Array(list) => {
+            for (at, value) in list.iter().enumerate() {
+                fields(value, &format!("{here}/{at}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn null_for_what_may_be_left_out_is_as_good_as_leaving_it_out() {
+    let fleet = fleet();
+    fleet.register(&registration("n", &json!({})));
+    let gpu = json!({"device_id": 1, "name": "G", "vram_total_bytes": 1, "compute_capability": "8.6", "uuid": "u",
+        "driver_version": "d"});
+    let register = json!({
+        "node_id": "m", "machine_id": "m", "address": "http://h:1", "pools": ["p"], "version": "1", "instance_id": "i",
+        "labels": {}, "announced": false, "engines": [],
+        "capabilities": {"gpus": [gpu], "cpu_cores": 1, "ram_total_bytes": 1},
+    });
+    let agentless = json!({"node_id": "a", "address": null, "engines": [{"url": "http://127.0.0.1:9", "pool_id": "p"}]});
+    let beat = json!({
+        "timestamp": "t", "instance_id": null, "seq": null,
+        "health": {"status": "ok", "reasons": [{"code": "C", "message": "m"}]}, "drain_ack": {"id": "d", "in_flight": 0},
+        "pools": [{"pool_id": "p", "ready": true, "draining": false, "slots_free": 1, "slots_total": 1,
+            "vram_free_bytes": 1, "engine": "llamacpp", "url": "http://h:1", "state": "ready", "models_available": ["m"],
+            "engine_version": "1", "n_ctx": 1, "in_flight": 0, "detail": "d"}],
+    });
+    let drain = json!({"reason": "r", "deadline_ms": 60_000, "force": false, "requested_by": "me"});
+    let needed = [
+        "/node_id",
+        "/address",
+        "/engines/0/url",
+        "/pools/0/pool_id",
+        "/pools/0/ready",
+        "/health/status",
+        "/health/reasons/0/code",
+        "/health/reasons/0/message",
+        "/drain_ack/id",
+        "/drain_ack/in_flight",
+    ];
+    for (path, whole, needed_here) in [
+        ("/v2/nodes/register", &register, &needed[..]),
+        (
+            "/v2/nodes/register",
+            &agentless,
+            &["/node_id", "/engines", "/engines/0/url"],
+        ),
+        (
+            "/v2/nodes/n/heartbeat",
+            &beat,
+            &[&["/pools"][..], &needed[..]].concat(),
+        ),
+        ("/v2/nodes/n/drain", &drain, &[]),
+    ] {
+        let mut places = Vec::new();
+        fields(whole, "", &mut places);
+        assert!(places.len() > 3, "{whole}");
+        for place in places {
+            let mut body = whole.clone();
+            *body.pointer_mut(&place).expect("it is there") = Value::Null;
+            let response = fleet.ask("POST", path, &body.to_string());
+            let taken = response.status < 300;
+            let needs = needed_here.contains(&place.as_str());
+            let said = response.text().expect("a whole body");
+            assert_eq!(taken, !needs, "{path}: {place} is null: {said}");
+            assert!(!said.contains("not valid JSON"), "{said}");
+        }
+    }
+    // It is what it would be if it were not there.
+    let nulls = json!({"node_id": "m", "address": "http://h:1", "pools": null, "labels": null, "engines": null,
+        "capabilities": {"gpus": [{"name": null, "vram_total_bytes": null, "device_id": null}]}});
+    fleet.register(&nulls);
+    let node = fleet.node("m");
+    assert_eq!(
+        (&node["pools"], &node["labels"]),
+        (&json!([]), &json!({})),
+        "{node}"
+    );
+    let gpu = &node["capabilities"]["gpus"][0];
+    assert_eq!(
+        (&gpu["name"], &gpu["vram_total_bytes"]),
+        (&json!(""), &json!(0)),
+        "{node}"
+    );
+    fleet.beat(
+        "m",
+        &json!({"pools": [{"pool_id": "p", "ready": true, "state": null, "models_available": null, "draining": null}]}),
+    );
+    let pool = &fleet.node("m")["pool_status"][0];
+    assert_eq!(
+        (&pool["state"], &pool["models_available"], &pool["draining"]),
+        (&json!("unknown"), &json!([]), &json!(false)),
+        "{pool}"
+    );
+}
+
+#[test]
+fn json_that_does_not_fit_is_not_called_invalid_json() {
+    let fleet = fleet();
+    fleet.register(&registration("n", &json!({})));
+    let beat = |pool: &str| format!(r#"{{"pools":[{{"pool_id":"p","ready":true,{pool}}}]}}"#);
+    let (fits_not, invalid) = ("the body does not fit: ", "the body is not valid JSON: ");
+    for (body, words) in [
+        (beat(r#""state":5"#), fits_not),
+        (beat(r#""state":["ready"]"#), fits_not),
+        (beat(r#""n_ctx":1e400"#), fits_not),
+        (r#"{"pools":[],"health":{"status":5}}"#.to_owned(), fits_not),
+        (
+            r#"{"pools":[],"health":{"status":"well"}}"#.to_owned(),
+            fits_not,
+        ),
+        (r#"{"pools":null}"#.to_owned(), fits_not),
+        ("[]".to_owned(), fits_not),
+        (beat(r#""state":nul"#), invalid),
+        (r#"{"pools":[]"#.to_owned(), invalid),
+        (r#"{"pools":[]} x"#.to_owned(), invalid),
+        (String::new(), invalid),
+    ] {
+        let response = fleet.ask("POST", "/v2/nodes/n/heartbeat", &body);
+        let refused = refusal(response, 400, "INVALID_REQUEST");
+        let message = refused["message"].as_str().expect("a message");
+        assert!(message.starts_with(words), "{body}: {message}");
+    }
+    let refused = fleet.ask("POST", "/v2/nodes/n/heartbeat", &beat(r#""state":5"#));
+    let message = refused.json()["message"].to_string();
+    assert!(message.contains("expected a word"), "{message}");
 }
 
 #[test]

@@ -123,6 +123,28 @@ fn ctrl_c_ends_events_quietly_and_lines_come_as_they_happen() {
 }
 
 #[test]
+fn the_node_of_one_machine_can_be_followed_by_name() {
+    let request = "GET /v2/events?node_id=local";
+    let added = frame(
+        "e-1",
+        &json!({"at_ms": 1_000_000, "type": "pool.added", "node_id": "local", "pool_id": "a"}),
+    );
+    let fake = Fake::start([
+        events(request, &added),
+        refusal(request, 401, "UNAUTHORIZED", "a token is needed"),
+    ]);
+    let ran = fake.run(&["events", "--node", "local"]);
+    assert_eq!(ran.exit, Some(7), "{}", ran.stderr);
+    assert_eq!(
+        ran.stdout,
+        "1970-01-01T00:16:40Z  pool.added       local  pool a\n"
+    );
+    fake.asked();
+    let ran = fake.run(&["events", "--node", "register"]);
+    assert_eq!(ran.exit, Some(2), "{}", ran.stderr);
+}
+
+#[test]
 fn a_control_plane_that_is_not_there_ends_events_at_once() {
     let server = silent_port();
     let output = orchd(&["events", "--server", server.as_str()])

@@ -9,9 +9,9 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use crate::scripted_engine::{Script, ScriptedEngine};
-use crate::support::eventually;
 use crate::support::http::{self, Begun, Events, Response, written};
 use crate::support::orchd::Orchd;
+use crate::support::{at_once, eventually};
 
 /// How long a test waits for something that happens at once.
 const SOON: Duration = Duration::from_secs(10);
@@ -80,15 +80,7 @@ impl Fleet {
     }
 
     fn events(&self, query: &str, after: Option<&str>) -> Events {
-        let mut headers = vec![];
-        if let Some(after) = after {
-            headers.push(("last-event-id", after));
-        }
-        let request = written("GET", &format!("/v2/events{query}"), &headers, b"");
-        let response = http::send(self.orchd.address, &request).expect("an answer");
-        assert_eq!(response.status, 200);
-        assert_eq!(response.header("content-type"), Some("text/event-stream"));
-        response.events()
+        events_of(&self.orchd, query, after)
     }
 
     fn chat(&self) -> Begun {
@@ -102,6 +94,18 @@ impl Fleet {
         );
         http::begin(self.orchd.address, &request).expect("a connection")
     }
+}
+
+fn events_of(orchd: &Orchd, query: &str, after: Option<&str>) -> Events {
+    let mut headers = vec![];
+    if let Some(after) = after {
+        headers.push(("last-event-id", after));
+    }
+    let request = written("GET", &format!("/v2/events{query}"), &headers, b"");
+    let response = http::send(orchd.address, &request).expect("an answer");
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), Some("text/event-stream"));
+    response.events()
 }
 
 fn pool_of(engine: &ScriptedEngine, slots: u32) -> Value {
@@ -614,8 +618,10 @@ fn what_happens_can_be_followed_and_resumed() {
     fleet.orchd.kill9();
     fleet.orchd.start_again();
     let mut after = fleet.events("", Some(&last));
-    let (id, _, before) = up_to(&mut after, "resync");
+    let (id, data, before) = up_to(&mut after, "resync");
     assert!(before.is_empty() && id != last, "{id}");
+    assert_eq!(data["type"], "resync");
+    assert!(data["at_ms"].is_u64(), "{data}");
     fleet.beat("m", &json!({"pools": []}));
     let (_, data, _) = up_to(&mut after, "node.online");
     assert_eq!(data["node_id"], "m");
@@ -628,6 +634,124 @@ fn what_happens_can_be_followed_and_resumed() {
         "{:?}",
         stopped.elapsed()
     );
+}
+
+#[test]
+fn a_drain_asked_for_anew_and_a_failed_machine_are_told_with_what_was_said() {
+    let fleet = Fleet::start(&[]);
+    fleet.register("n");
+    fleet.beat("n", &json!({"pools": []}));
+    let mut events = fleet.events("?node_id=n", None);
+    let first = json!({"reason": "kernel", "requested_by": "ada@host"});
+    fleet.json(202, "POST", "/v2/nodes/n/drain", &first);
+    let (_, data, _) = up_to(&mut events, "drain.started");
+    assert_eq!(
+        (&data["reason"], &data["by"]),
+        (&json!("kernel"), &json!("ada@host"))
+    );
+    let again = json!({"reason": "disk", "requested_by": "bob@host", "deadline_ms": 600_000});
+    fleet.json(202, "POST", "/v2/nodes/n/drain", &again);
+    let (_, data, before) = up_to(&mut events, "drain.updated");
+    assert_eq!(
+        (&data["node_id"], &data["reason"], &data["by"]),
+        (&json!("n"), &json!("disk"), &json!("bob@host")),
+        "{data}"
+    );
+    assert_eq!(before, Vec::<String>::new());
+
+    fleet.json(200, "DELETE", "/v2/nodes/n/drain", &Value::Null);
+    let health = |status: &str, reasons: Value| json!({"pools": [], "health": {"status": status, "reasons": reasons}});
+    let lost = json!([{"code": "GPU_LOST", "message": "GPU 0 has fallen off the bus"}]);
+    fleet.beat("n", &health("failed", lost));
+    let (_, data, before) = up_to(&mut events, "node.failed");
+    assert_eq!(
+        (&data["node_id"], &data["from"], &data["to"]),
+        (&json!("n"), &json!("Online"), &json!("Failed")),
+        "{data}"
+    );
+    let reason = data["reason"].as_str().expect("a reason");
+    assert!(reason.contains("GPU 0 has fallen off the bus"), "{reason}");
+    assert_eq!(before, ["drain.ended"]);
+    fleet.beat("n", &health("ok", json!([])));
+    let (_, data, before) = up_to(&mut events, "node.online");
+    assert_eq!(data["from"], "Failed", "{data}");
+    assert_eq!(before, Vec::<String>::new());
+}
+
+#[test]
+fn another_machine_under_the_name_of_a_drained_node_that_left_has_no_drain() {
+    let fleet = Fleet::start(&[]);
+    let of = |machine: &str| json!({"node_id": "n", "machine_id": machine, "address": "http://127.0.0.1:9"});
+    fleet.json(200, "POST", "/v2/nodes/register", &of("a"));
+    let drain = json!({"reason": "kernel"});
+    fleet.json(202, "POST", "/v2/nodes/n/drain", &drain);
+    let leave = |fleet: &Fleet| {
+        let left = fleet.ask("DELETE", "/v2/nodes/n", &Value::Null);
+        assert_eq!(left.status, 204);
+    };
+    // The same machine is bound by what was asked of it.
+    leave(&fleet);
+    fleet.json(200, "POST", "/v2/nodes/register", &of("a"));
+    assert_eq!(fleet.node("n")["drain"]["reason"], "kernel");
+    leave(&fleet);
+    assert_eq!(fleet.get("/v2/nodes?departed=true")["total"], 1);
+    fleet.json(200, "POST", "/v2/nodes/register", &of("b"));
+    let reply = fleet.beat("n", &json!({"pools": []}));
+    assert_eq!(reply["drain"], Value::Null, "{reply}");
+    let node = fleet.node("n");
+    assert_eq!(
+        (&node["machine_id"], &node["status"], &node["drain"]),
+        (&json!("b"), &json!("Online"), &Value::Null),
+        "{node}"
+    );
+    assert_eq!(fleet.get("/v2/nodes?departed=true")["total"], 0);
+}
+
+#[test]
+fn a_page_of_nodes_has_a_thousand_unless_told_otherwise_and_says_where_the_next_begins() {
+    const CONNECTIONS: usize = 8;
+    let fleet = Fleet::start(&[]);
+    let name = |n: usize| format!("n{n:04}");
+    at_once(CONNECTIONS, |first| {
+        let mut connection = http::begin(fleet.orchd.address, b"").expect("a connection");
+        for n in (first..1_001).step_by(CONNECTIONS) {
+            let body = json!({"node_id": name(n), "address": "http://127.0.0.1:9"}).to_string();
+            let request = written("POST", "/v2/nodes/register", &[JSON], body.as_bytes());
+            let response = connection.ask(&request).expect("an answer");
+            assert_eq!(response.status, 200);
+            response.text().expect("a whole body");
+        }
+    });
+    let page = fleet.get("/v2/nodes");
+    assert_eq!(
+        (&page["count"], &page["total"], &page["next"]),
+        (&json!(1_000), &json!(1_001), &json!(name(999)))
+    );
+    let nodes = page["nodes"].as_array().expect("a list");
+    assert_eq!(nodes.len(), 1_000);
+    assert_eq!(
+        (&nodes[0]["node_id"], &nodes[999]["node_id"]),
+        (&json!(name(0)), &json!(name(999)))
+    );
+    let rest = fleet.get(&format!("/v2/nodes?after={}", name(999)));
+    assert_eq!(
+        (&rest["count"], &rest["next"], &rest["nodes"][0]["node_id"]),
+        (&json!(1), &Value::Null, &json!(name(1_000)))
+    );
+}
+
+#[test]
+fn the_events_of_one_machine_are_those_of_its_node_local() {
+    let engine = ScriptedEngine::start("m", 1);
+    let home = Orchd::serve_home(&[engine.url()], &[]);
+    // From the beginning, as whoever gives an id that is not known.
+    let mut events = events_of(&home, "?node_id=local", Some("?"));
+    let (_, data, _) = up_to(&mut events, "pool.added");
+    assert_eq!(data["node_id"], "local", "{data}");
+    let fleet = Fleet::start(&[]);
+    fleet.events("?node_id=local", None);
+    let refused = fleet.ask("GET", "/v2/events?node_id=register", &Value::Null);
+    assert_eq!(refused.status, 400);
 }
 
 #[test]

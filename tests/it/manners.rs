@@ -164,14 +164,7 @@ fn beyond_the_limit_the_longest_idle_give_way_and_nobody_who_is_served() {
         &[],
     );
     engine.script([Script::stream().event("1").hold().event("2").end()]);
-    let json = ("content-type", "application/json");
-    let chat = written(
-        "POST",
-        "/v1/chat/completions",
-        &[json],
-        br#"{"model":"m","stream":true,"messages":[]}"#,
-    );
-    let mut events = http::send(orchd.address, &chat)
+    let mut events = http::send(orchd.address, &chat())
         .expect("an answer")
         .events();
     assert_eq!(events.next().expect("an event").as_deref(), Some("1"));
@@ -190,6 +183,143 @@ fn beyond_the_limit_the_longest_idle_give_way_and_nobody_who_is_served() {
     engine.go(0);
     assert_eq!(events.next().expect("an event").as_deref(), Some("2"));
     assert_eq!(events.next().expect("the end"), None);
+}
+
+const CHAT: &[u8] = br#"{"model":"m","stream":true,"messages":[]}"#;
+
+fn chat() -> Vec<u8> {
+    let json = ("content-type", "application/json");
+    written("POST", "/v1/chat/completions", &[json], CHAT)
+}
+
+/// A load balancer: asks again and again whether it is ready, over a connection of its own each time.
+fn probe(orchd: &Process) -> impl Iterator<Item = String> {
+    std::iter::repeat_with(|| {
+        std::thread::sleep(Duration::from_millis(20));
+        match http::get(orchd.address, "/readyz") {
+            Ok(response) => response.status.to_string(),
+            Err(e) => e.kind().to_string(),
+        }
+    })
+}
+
+/// Waits until it is being stopped, as whoever connects only now is told.
+fn not_ready(orchd: &Process) {
+    eventually(SOON, "it is not ready any more", || {
+        let response = http::get(orchd.address, "/readyz").map_err(|e| e.to_string())?;
+        match response.status {
+            503 => Ok(()),
+            other => Err(other.to_string()),
+        }
+    });
+}
+
+#[test]
+fn who_connects_during_a_stop_is_answered_and_does_not_prolong_it() {
+    let engine = ScriptedEngine::start("m", 2);
+    let mut orchd = Process::start(&["serve", "--engine", &engine.named("a")], &[]);
+    engine.script([Script::stream().event("1").hold().event("2").end()]);
+    let mut events = http::send(orchd.address, &chat())
+        .expect("an answer")
+        .events();
+    assert_eq!(events.next().expect("an event").as_deref(), Some("1"));
+
+    orchd.signal(Signal::SIGTERM);
+    not_ready(&orchd);
+    // For longer than an idle connection is given after a stop.
+    let seen: Vec<_> = probe(&orchd).take(30).collect();
+    assert!(seen.iter().all(|outcome| outcome == "503"), "{seen:?}");
+    for (path, status) in [
+        ("/health", 200),
+        ("/livez", 200),
+        ("/metrics", 200),
+        ("/v2/pools", 200),
+    ] {
+        let response = http::get(orchd.address, path).expect("an answer");
+        assert_eq!(response.status, status, "{path}");
+    }
+    let refused = http::send(orchd.address, &chat()).expect("an answer");
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    // Whoever keeps connections open learns that there is no next request on this one.
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert_eq!(refused.json()["error"]["code"], "shutting_down");
+
+    // Connections that were made during the stop and say nothing, or not all of it, keep nobody.
+    let _idle = TcpStream::connect(orchd.address).expect("a connection");
+    let _slow = http::begin(orchd.address, b"GET /readyz HTTP/1.1\r\nhost: ").expect("begun");
+    let finished = std::thread::scope(|scope| {
+        let (tell, told) = std::sync::mpsc::channel();
+        let orchd = &orchd;
+        scope.spawn(move || {
+            // Until nobody listens any more, and nobody is there to be told.
+            for outcome in probe(orchd).take_while(|outcome| outcome == "503") {
+                drop(tell.send(outcome));
+            }
+        });
+        for _ in 0..3 {
+            told.recv().expect("it is probed");
+        }
+        engine.go(0);
+        assert_eq!(events.next().expect("an event").as_deref(), Some("2"));
+        assert_eq!(events.next().expect("the end"), None);
+        Instant::now()
+    });
+    assert_eq!(orchd.wait(), Some(0));
+    let took = finished.elapsed();
+    eprintln!("the process ended {took:?} after the last stream did");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn a_stop_with_nothing_in_hand_ends_at_once() {
+    let mut orchd = Process::start(&["serve"], &[]);
+    let mut kept = http::begin(orchd.address, b"").expect("a connection");
+    let request = written("GET", "/livez", &[], b"");
+    assert_eq!(kept.ask(&request).expect("an answer").status, 200);
+    let begun = Instant::now();
+    orchd.signal(Signal::SIGTERM);
+    assert_eq!(orchd.wait(), Some(0));
+    let took = begun.elapsed();
+    eprintln!("the process ended {took:?} after it was told to");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn who_connects_to_an_agent_during_its_stop_is_told_so() {
+    let engine = ScriptedEngine::start("m", 2);
+    let server = crate::fake_control_plane::silent_port();
+    let mut agent = Process::start(
+        &[
+            "agent",
+            "--node-id",
+            "gpu-1",
+            "--server",
+            server.as_str(),
+            "--engine",
+            &engine.named("a"),
+        ],
+        &[],
+    );
+    engine.script([Script::stream().event("1").hold().event("2").end()]);
+    let json = ("content-type", "application/json");
+    let chat = written("POST", "/pools/a/v1/chat/completions", &[json], CHAT);
+    let mut events = http::send(agent.address, &chat)
+        .expect("an answer")
+        .events();
+    assert_eq!(events.next().expect("an event").as_deref(), Some("1"));
+
+    agent.signal(Signal::SIGTERM);
+    agent.logged("stopping: ");
+    let refused = http::send(agent.address, &chat).expect("an answer");
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("x-orchd-refused"), Some("stopping"));
+    let health = http::get(agent.address, "/health").expect("an answer");
+    assert_eq!(health.status, 200);
+    engine.go(0);
+    assert_eq!(events.next().expect("an event").as_deref(), Some("2"));
+    assert_eq!(events.next().expect("the end"), None);
+    assert_eq!(agent.wait(), Some(0));
 }
 
 #[test]

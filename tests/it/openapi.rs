@@ -186,6 +186,39 @@ fn the_description_tells_the_limits_that_are_kept() {
 }
 
 #[test]
+fn what_a_request_may_leave_out_may_be_null_and_nothing_else_may() {
+    let (cloud, _state) = cloud();
+    let document = document(cloud.address);
+    for name in [
+        "RegisterRequest",
+        "EngineRef",
+        "Capabilities",
+        "Gpu",
+        "HeartbeatRequest",
+        "PoolStatus",
+        "Health",
+        "HealthReason",
+        "DrainAck",
+        "DrainRequest",
+    ] {
+        let schema = &document["components"]["schemas"][name];
+        let properties = schema["properties"].as_object().expect("properties");
+        for (property, described) in properties {
+            let mut required = schema["required"].as_array().into_iter().flatten();
+            let required = required.any(|required| required == property);
+            let mut may_be_null = false;
+            let either = described["oneOf"].as_array().into_iter().flatten();
+            for described in either.chain([described]) {
+                let kind = &described["type"];
+                let several = kind.as_array().into_iter().flatten();
+                may_be_null |= several.chain([kind]).any(|kind| kind == "null");
+            }
+            assert_eq!(may_be_null, !required, "{name}.{property}: {described}");
+        }
+    }
+}
+
+#[test]
 fn what_is_described_is_served_and_nothing_else_is() {
     let (cloud, _state) = cloud();
     let document = document(cloud.address);

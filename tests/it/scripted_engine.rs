@@ -282,11 +282,14 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 impl ScriptedEngine {
     /// Starts one that serves `model` in `slots` slots.
     pub fn start(model: &str, slots: usize) -> Self {
-        let listener = TcpListener::bind(free_address()).expect("the port is this test's own");
+        let address = free_address();
+        // A process that another thread starts just now has, for a moment, the socket with which the port was tried.
+        let (listener, _) = eventually(SOON, "the port is this test's own", || {
+            TcpListener::bind(address).map_err(|e| e.to_string())
+        });
         listener
             .set_nonblocking(true)
             .expect("sockets can be non-blocking");
-        let address = listener.local_addr().expect("it is bound");
         let state = Arc::new(Mutex::new(State {
             model: model.to_owned(),
             slots,

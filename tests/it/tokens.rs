@@ -463,6 +463,76 @@ fn a_command_shows_the_first_token_of_its_file() {
 }
 
 #[test]
+fn the_fleets_token_goes_to_the_registered_address_and_nowhere_else() {
+    let (agent, stranger) = (ScriptedEngine::start("m", 4), ScriptedEngine::start("m", 4));
+    for engine in [&agent, &stranger] {
+        engine.always(Script::whole(200, ANSWER));
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("state");
+    let plane = Process::start(
+        &[
+            "serve",
+            "--cloud",
+            "--state-dir",
+            state.to_str().expect("UTF-8"),
+        ],
+        &[("ORCHD_API_TOKEN", OLD), ("ORCHD_CLIENT_TOKEN", CLIENT)],
+    );
+    let at = plane.address;
+    let tell = |path: &str, body: &Value| {
+        let response = send(at, "POST", path, Some(OLD), &body.to_string());
+        assert_eq!(response.status, 200, "{path}");
+    };
+    tell(
+        "/v2/nodes/register",
+        &json!({"node_id": "n", "address": agent.url()}),
+    );
+    let pool = |pool_id: &str, url: Option<String>| {
+        json!({"pool_id": pool_id, "ready": true, "slots_free": 1, "slots_total": 1, "models_available": [pool_id],
+            "url": url})
+    };
+    let same_origin = format!("{}/elsewhere", agent.url());
+    let pools = [
+        pool("default", None),
+        pool("same", Some(same_origin)),
+        pool("other", Some(stranger.url())),
+    ];
+    tell("/v2/nodes/n/heartbeat", &json!({"pools": pools}));
+    for model in ["default", "same", "other"] {
+        let body = json!({"model": model, "input": "x"}).to_string();
+        let response = send(at, "POST", "/v1/embeddings", Some(CLIENT), &body);
+        assert_eq!(response.status, 200, "{model}");
+    }
+    let seen = |engine: &ScriptedEngine| -> Vec<(String, Option<String>)> {
+        let asked = engine.asked().into_iter();
+        asked
+            .map(|asked| (asked.target.clone(), asked.header("authorization")))
+            .collect()
+    };
+    let token = Some(format!("Bearer {OLD}"));
+    assert_eq!(
+        seen(&agent),
+        [
+            ("/pools/default/v1/embeddings".to_owned(), token.clone()),
+            ("/elsewhere/v1/embeddings".to_owned(), token),
+        ]
+    );
+    assert_eq!(
+        seen(&stranger),
+        [("/v1/embeddings".to_owned(), None)],
+        "a port of the same host is another origin"
+    );
+    for asked in stranger.asked().iter().chain(&stranger.probes()) {
+        let secret = asked
+            .headers()
+            .iter()
+            .find(|(_, value)| value.contains(OLD) || value.contains(CLIENT));
+        assert_eq!(secret, None, "{}", asked.target);
+    }
+}
+
+#[test]
 fn an_agent_turns_a_large_request_away_so_that_it_is_understood() {
     let engine = ScriptedEngine::start("m", 1);
     let agent = Process::start(
