@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::json;
 
@@ -14,12 +13,10 @@ use crate::config::{self, Loaded, Origin, Setting, Value};
 
 use super::failure::Exit;
 use super::output::{self, Column, Tone};
-use super::{agent, door, logging, serve};
+use super::{agent, door, logging, serve, unit};
 
 const SERVE_UNIT: &str = include_str!("../assets/orchd-serve.service");
 const AGENT_UNIT: &str = include_str!("../assets/orchd-agent.service");
-/// How much longer than the shutdown grace a unit may take to stop: the store is flushed, the agent signs off.
-const STOP_MARGIN: Duration = Duration::from_secs(15);
 
 #[rustfmt::skip]
 const COLUMNS: [Column; 3] = [
@@ -106,19 +103,11 @@ fn check(args: &ConfigCheckArgs, globals: &[OsString]) -> anyhow::Result<ExitCod
 
 fn unit(args: &ConfigUnitArgs, globals: &[OsString]) -> anyhow::Result<ExitCode> {
     let loaded = load(args.process, globals, &[])?;
-    let unit = match args.process {
+    let template = match args.process {
         Process::Serve => SERVE_UNIT,
         Process::Agent => AGENT_UNIT,
     };
-    let grace = match loaded.cli.command {
-        Command::Serve(args) => args.shutdown_grace,
-        Command::Agent(args) => args.shutdown_grace,
-        // Other verbs have none, and were not loaded.
-        _ => Duration::ZERO,
-    };
-    // Parts of a second count as a whole one.
-    let stop = (grace + STOP_MARGIN).as_millis().div_ceil(1_000);
-    output::data(&unit.replace("@STOP_SECONDS@", &stop.to_string()))?;
+    output::data(&unit::filled_in(template, &loaded)?)?;
     Ok(Exit::Done.into())
 }
 

@@ -1,6 +1,6 @@
 //! The door of `serve` and `agent`: who is let in, and what to say when the address is somebody else's already.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
@@ -48,7 +48,15 @@ pub(super) fn secrets(
 
 /// The tokens that a command shows: the first is the one.
 pub(super) fn shown(api: TokenSource) -> anyhow::Result<Guard> {
-    let api = secrets::tokens(&source(api, "ORCHD_API_TOKEN")?).map_err(|e| refused(&e))?;
+    let api = secrets::tokens(&source(api, "ORCHD_API_TOKEN")?).map_err(|e| match &e {
+        // The file of a service, which is its owner's alone.
+        SecretsError::Read { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            refused(&e).hint(
+                "put a token into ORCHD_API_TOKEN, or run this as a user who may read the file",
+            )
+        }
+        _ => refused(&e),
+    })?;
     Ok(Guard::new(Tokens {
         api,
         client: Vec::new(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::config::{Files, SECRET, chmod, run_with, show, text};
+use crate::fake_control_plane::{Ran, orchd};
 
 #[test]
 fn whatever_is_shown_can_be_written_into_a_file_as_it_is() {
@@ -263,7 +264,8 @@ fn units_stop_later_than_the_shutdown_grace_and_are_hardened() {
             "TimeoutStopSec=45",
             "ProtectSystem=strict",
             "NoNewPrivileges=yes",
-            &format!("ExecStart=/usr/local/bin/orchd {verb}"),
+            // The file of tests' environment.
+            &format!("ExecStart=/usr/local/bin/orchd {verb} --config /dev/null"),
         ] {
             assert!(
                 ran.stdout.lines().any(|l| l == line),
@@ -279,6 +281,54 @@ fn units_stop_later_than_the_shutdown_grace_and_are_hardened() {
             ran.stdout
         );
     }
+}
+
+#[test]
+fn a_unit_names_the_file_it_was_made_from_and_hands_in_the_files_of_secrets() {
+    let files = Files::new();
+    let file = files.write(
+        "c.toml",
+        "api_token_file = '/etc/orchd/token'\ntls_cert = '/etc/orchd/cert.pem'\ntls_key = '/etc/orchd/100%.pem'\n",
+    );
+    let directory = file.parent().expect("it is in one");
+    let shown = file.display();
+    for verb in ["serve", "agent"] {
+        let mut command = orchd(&["config", "unit", verb, "--config", "c.toml"]);
+        let ran = Ran::from(command.current_dir(directory).output().expect("orchd runs"));
+        assert_eq!(ran.exit, Some(0), "{}", ran.stderr);
+        for text in [
+            format!("# Settings: {shown}, "),
+            format!(
+                "\nExecStart=/usr/local/bin/orchd {verb} --config {shown} \\\n    \
+                 --api-token-file ${{CREDENTIALS_DIRECTORY}}/api_token_file \\\n    \
+                 --tls-cert ${{CREDENTIALS_DIRECTORY}}/tls_cert \\\n    \
+                 --tls-key ${{CREDENTIALS_DIRECTORY}}/tls_key\n"
+            ),
+            "\nLoadCredential=api_token_file:/etc/orchd/token\n".to_owned(),
+            "\nLoadCredential=tls_key:/etc/orchd/100%%.pem\n".to_owned(),
+        ] {
+            assert!(ran.stdout.contains(&text), "{text}\n{}", ran.stdout);
+        }
+        assert!(!ran.stdout.contains('@'), "{}", ran.stdout);
+        let hidden = format!("warning: {shown} is hidden from the service");
+        assert!(ran.stderr.contains(&hidden), "{}", ran.stderr);
+    }
+    // A file of the user's own, which nobody named, is none of the service's.
+    let home = directory.to_str().expect("UTF-8");
+    files.write("orchd/config.toml", "cloud = true\n");
+    let mut command = orchd(&["config", "unit", "serve"]);
+    command
+        .env("XDG_CONFIG_HOME", home)
+        .env_remove("ORCHD_CONFIG");
+    let ran = Ran::from(command.output().expect("orchd runs"));
+    assert!(
+        ran.stderr
+            .contains("warning: the service reads /etc/orchd/config.toml, not "),
+        "{}",
+        ran.stderr
+    );
+    let start = "\nExecStart=/usr/local/bin/orchd serve\n";
+    assert!(ran.stdout.contains(start), "{}", ran.stdout);
 }
 
 #[test]
