@@ -309,7 +309,7 @@ fn a_unit_names_the_file_it_was_made_from_and_hands_in_the_files_of_secrets() {
         ] {
             assert!(ran.stdout.contains(&text), "{text}\n{}", ran.stdout);
         }
-        assert!(!ran.stdout.contains('@'), "{}", ran.stdout);
+        assert!(!ran.stdout.contains("S@"), "{}", ran.stdout);
         let hidden = format!("warning: {shown} is hidden from the service");
         assert!(ran.stderr.contains(&hidden), "{}", ran.stderr);
     }
