@@ -40,7 +40,8 @@ pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};
 use value::text;
 pub use value::{
-    ApiToken, EngineArg, EngineSpec, Label, MachineId, UsageError, name_engines, show_duration,
+    ApiToken, EngineArg, EngineSpec, Label, MachineId, StatusWord, UsageError, name_engines,
+    show_duration,
 };
 
 use crate::types::HttpUrl;

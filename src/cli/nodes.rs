@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::value::{StatusParser, Unit, duration, label_map};
-use super::{DAY, EngineArg, EngineSpec, Label, MachineId, UsageError, name_engines};
-use crate::types::{HttpUrl, NodeId, NodeStatus};
+use super::{DAY, EngineArg, EngineSpec, Label, MachineId, StatusWord, UsageError, name_engines};
+use crate::types::{HttpUrl, NodeId};
 
 /// Shortest time that can be waited for.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -97,9 +97,10 @@ pub struct NodesListArgs {
     #[arg(long)]
     pub no_headers: bool,
 
-    /// Only nodes of these statuses; repeatable, or separated by commas
+    /// Only nodes whose STATUS begins with one of these words, in any letter case; repeatable, or separated by commas.
+    /// `Draining` is every node under a drain, done or not, `Drained` those of them that are done; `Departed` means --all
     #[arg(long, value_name = "STATUS", value_delimiter = ',', ignore_case = true, value_parser = StatusParser)]
-    pub status: Vec<NodeStatus>,
+    pub status: Vec<StatusWord>,
 
     /// Only nodes with this label; repeatable, all must hold
     #[arg(short = 'l', long = "label", value_name = "KEY=VALUE")]
@@ -109,7 +110,7 @@ pub struct NodesListArgs {
     #[arg(long)]
     pub reasons: bool,
 
-    /// With the nodes that left and of which a drain is still asked, marked `Departed`
+    /// Also nodes that left but still have a drain, marked `Departed`
     #[arg(long)]
     pub all: bool,
 
