@@ -40,9 +40,6 @@ pub(super) fn secrets(
             "a token is needed for everything but health checks",
         );
     }
-    if tokens.is_weak() {
-        warn!("a token is shorter than 32 characters, which is good enough for this machine alone");
-    }
     Ok(secrets)
 }
 
