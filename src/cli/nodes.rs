@@ -182,8 +182,8 @@ pub struct NodesRegisterArgs {
     #[arg(value_name = "NODE")]
     pub node: NodeId,
 
-    /// Engine for the control plane to probe, as it reaches it; repeatable. The first one without a name is called
-    /// `default`, the others HOST-PORT
+    /// An engine for the control plane to probe, at a URL that the control plane can reach; repeatable. The first one
+    /// without a name is called `default`, the others HOST-PORT
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
@@ -191,8 +191,8 @@ pub struct NodesRegisterArgs {
     #[arg(long, value_name = "URL")]
     pub address: Option<HttpUrl>,
 
-    /// Machine id its agent will give; an agent with another one takes the name over only after the node timeout
-    /// [default: the name of the node]
+    /// Machine id that its agent will give: one with another is refused until this node has been silent for the node
+    /// timeout [default: the node is whichever machine comes first]
     #[arg(long, value_name = "ID")]
     pub machine_id: Option<MachineId>,
 

@@ -296,7 +296,8 @@ fn register_announces_a_node_and_says_what_comes_next() {
         ran.stderr,
         format!(
             "gpu-7 is announced: it goes Online when its agent comes, and Offline when none has come within 30s\n\
-             hint: start it there: orchd agent --node-id gpu-7 --server {}\n",
+             hint: start it there: orchd agent --node-id gpu-7 --server {} --listen 10.0.0.7:9200 --machine-id m7 --label \
+             rack=b2\n",
             fake.url()
         )
     );
