@@ -79,7 +79,8 @@ pub struct ServeArgs {
     )]
     pub node_timeout: Duration,
 
-    /// How often to look for silent nodes (1s to 1m)
+    /// How often the whole fleet is looked through, as a safety net; a node that falls silent is found within a second of
+    /// the node timeout, whatever this is (1s to 1m)
     #[arg(
         long,
         value_name = "DURATION",
@@ -112,8 +113,8 @@ pub struct ServeArgs {
     )]
     pub restart_grace: Option<Duration>,
 
-    /// Fleet hold: when at least so many nodes fall silent at once, the fault is taken to be on this side, such as a cut
-    /// network, and none of them goes Offline while it lasts (1 to 1000000)
+    /// Fleet hold: when at least so many nodes fall silent at once, the fault is taken to be on the control plane's side
+    /// (its network, perhaps), and none of them goes Offline while it lasts (1 to 1000000)
     #[arg(
         long,
         value_name = "COUNT",

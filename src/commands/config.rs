@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::cli::{
     Cli, Command, ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs,
-    Process, TokenSource, show_duration,
+    ListenerArgs, Process, TokenSource, show_duration,
 };
 use crate::config::{self, Loaded, Origin, Setting, Value};
 
@@ -52,6 +52,8 @@ fn load(process: Process, globals: &[OsString], options: &[OsString]) -> anyhow:
 
 fn show(args: &ConfigShowArgs, globals: &[OsString]) -> anyhow::Result<ExitCode> {
     let mut loaded = load(args.process, globals, &args.options)?;
+    // As they do, so that what follows from it is the same.
+    door::raise_descriptor_limit();
     for setting in &mut loaded.settings {
         derive(setting, &loaded.cli);
     }
@@ -164,6 +166,13 @@ fn derive(setting: &mut Setting, cli: &Cli) {
         (Command::Agent(_), "machine_id") => {
             (agent::default_machine_id(), "the system's machine id")
         }
+        (_, "max_connections") => match listener(cli) {
+            Some(listener) => (
+                door::max_connections(listener).to_string(),
+                "half of the files that this process may open, 64 to 65536",
+            ),
+            None => return,
+        },
         (_, "runtime_dir") => {
             setting.value = Value::One(crate::cli::RUNTIME_DIR.to_owned());
             return;
@@ -175,6 +184,14 @@ fn derive(setting: &mut Setting, cli: &Cli) {
     };
     setting.value = Value::One(value);
     setting.origin = Origin::Derived(from.to_owned());
+}
+
+fn listener(cli: &Cli) -> Option<&ListenerArgs> {
+    match &cli.command {
+        Command::Serve(args) => Some(&args.listener),
+        Command::Agent(args) => Some(&args.listener),
+        _ => None,
+    }
 }
 
 fn table(settings: &[Setting]) -> String {

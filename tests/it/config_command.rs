@@ -50,6 +50,18 @@ fn what_is_made_from_another_setting_says_from_which() {
         settings["restart_grace"],
         json!(["2m", "derived", "node_timeout, at least 30s"])
     );
+    for verb in ["serve", "agent"] {
+        let (settings, _) = show(&[verb], &[]);
+        let [count, source, from] =
+            [0, 1, 2].map(|at| settings["max_connections"][at].as_str().expect("text"));
+        let count: u32 = count.parse().expect("a number");
+        assert!((64..=65_536).contains(&count), "{count}");
+        assert_eq!(source, "derived");
+        assert_eq!(
+            from,
+            "half of the files that this process may open, 64 to 65536"
+        );
+    }
     let (settings, _) = show(&["agent", "--", "--listen", "127.0.0.1:7"], &[]);
     assert_eq!(
         settings["advertise"],
@@ -248,6 +260,18 @@ fn check_says_before_a_start_what_a_start_would_say() {
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn the_file_in_the_readme_is_good_once_there_is_a_token() {
+    let readme = include_str!("../../README.md");
+    let example = readme.split("```toml\n").nth(1).expect("there is one");
+    let example = example.split("```").next().expect("it ends");
+    let files = Files::new();
+    let file = files.write("c.toml", example);
+    let check = ["config", "check", "--config", text(&file)];
+    let ran = run_with(&check, &[("ORCHD_API_TOKEN", SECRET)]);
+    assert_eq!(ran.exit, Some(0), "{}", ran.stderr);
 }
 
 #[test]
