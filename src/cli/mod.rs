@@ -34,7 +34,7 @@ pub use pools::{
     EventsArgs, EventsFormat, ModelsCommand, ModelsListArgs, PoolsCommand, PoolsListArgs,
 };
 pub use security::{
-    API_TOKEN_ALIAS, ApiTokenArgs, ClientTokenArgs, ListenerArgs, TOKEN_OR_FILE, TokenSource,
+    ApiTokenArgs, ClientTokenArgs, ListenerArgs, OTHER_VARIABLES, TOKEN_OR_FILE, TokenSource,
 };
 pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};

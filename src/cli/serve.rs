@@ -126,8 +126,10 @@ pub struct ServeArgs {
     pub fleet_hold_min: u32,
 
     /// Fleet hold: what share of the fleet must be silent as well, in percent; 0 turns the hold off (0 to 100)
+    // The other name is the variable's, without prefix and unit.
     #[arg(
         long,
+        alias = "fleet-hold",
         value_name = "PERCENT",
         env = "ORCHD_FLEET_HOLD_PERCENT",
         default_value_t = 30,
@@ -159,8 +161,10 @@ pub struct ServeArgs {
     pub admission_capacity: u32,
 
     /// Room for the bodies of waiting requests, over all models (0B to 1024GiB)
+    // The other name is the variable's, without prefix and unit.
     #[arg(
         long,
+        alias = "admission",
         value_name = "SIZE",
         env = "ORCHD_ADMISSION_BYTES",
         default_value = "256MiB",

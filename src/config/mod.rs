@@ -72,6 +72,16 @@ pub enum ConfigError {
         /// What to write instead.
         hint: String,
     },
+    /// One setting by two of its names.
+    #[error("{}, lines {} and {}: `{}` and `{}` are one setting", path.display(), first.1, second.1, first.0, second.0)]
+    Twice {
+        /// Which file.
+        path: PathBuf,
+        /// The key that comes first, and its line, from 1.
+        first: (String, usize),
+        /// The other one.
+        second: (String, usize),
+    },
     /// A value that a setting does not take.
     #[error("{}, line {line}: invalid value {value} for `{key}`: {accepted}", path.display())]
     Value {
@@ -110,6 +120,7 @@ impl ConfigError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::UnknownKey { hint, .. } => Some(hint),
+            Self::Twice { .. } => Some("leave one out"),
             Self::Read { .. } => Some("name another file with --config or ORCHD_CONFIG"),
             Self::TokenAndFile { .. } => {
                 Some("leave one out: a file can hold several tokens, one a line")
@@ -271,6 +282,17 @@ fn key(arg: &Arg) -> String {
     arg.get_long().unwrap_or_default().replace('-', "_")
 }
 
+/// All names of an option in the file, that one first.
+fn keys(arg: &Arg) -> impl Iterator<Item = String> {
+    longs(arg).map(|long| long.replace('-', "_"))
+}
+
+/// All long names of an option, the shown one first.
+fn longs(arg: &Arg) -> impl Iterator<Item = &str> {
+    let others = arg.get_all_aliases().into_iter().flatten();
+    arg.get_long().into_iter().chain(others)
+}
+
 /// An option whose value is not for everybody's eyes: the definition hides the value of its variable.
 fn is_secret(arg: &Arg) -> bool {
     arg.is_hide_env_values_set()
@@ -310,11 +332,15 @@ fn name_variable(
         return error;
     };
     let is_given = |arg: &Arg| {
-        let flag = format!("--{}", arg.get_long().unwrap_or_default());
-        arguments.iter().filter_map(|a| a.to_str()).any(|given| {
-            given
-                .strip_prefix(&flag)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        let mut given = arguments
+            .iter()
+            .filter_map(|a| a.to_str()?.strip_prefix("--"));
+        given.any(|given| {
+            longs(arg).any(|long| {
+                given
+                    .strip_prefix(long)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            })
         })
     };
     let by_verb = arguments

@@ -81,6 +81,7 @@ fn of_a_token_and_a_file_of_tokens_the_stronger_source_wins() {
     let flag = [SECRET, "flag", "--api-token"];
     let variable = [SECRET, "env", "ORCHD_API_TOKEN"];
     let alias = [SECRET, "env", "LLORCH_API_TOKEN"];
+    let file_alias = [tokens, "env", "LLORCH_API_TOKEN_FILE"];
     let file_flag = [tokens, "flag", "--api-token-file"];
     let file_variable = [tokens, "env", "ORCHD_API_TOKEN_FILE"];
     let api_token = ("ORCHD_API_TOKEN", SECRET);
@@ -88,7 +89,9 @@ fn of_a_token_and_a_file_of_tokens_the_stronger_source_wins() {
     let api_token_file = ("ORCHD_API_TOKEN_FILE", tokens);
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], [&'a str; 3], bool);
     #[rustfmt::skip]
-    let table: [Case; 10] = [
+    let table: [Case; 12] = [
+        (&[], &[("LLORCH_API_TOKEN_FILE", tokens)], file_alias, true),
+        (&["--api-token", SECRET], &[("LLORCH_API_TOKEN_FILE", tokens)], flag, false),
         (&["--api-token", SECRET], &[api_token_file], flag, false),
         (&["--api-token", SECRET, "--config", named], &[], flag, false),
         (&["--api-token-file", tokens], &[api_token], file_flag, true),
@@ -260,6 +263,39 @@ fn check_says_before_a_start_what_a_start_would_say() {
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn a_setting_goes_by_the_name_of_its_variable_without_prefix_and_unit_as_well() {
+    let files = Files::new();
+    for (key, other, value) in [
+        ("admission_bytes", "admission", "3MiB"),
+        ("fleet_hold_percent", "fleet_hold", "7"),
+    ] {
+        let flag = |name: &str| format!("--{}", name.replace('_', "-"));
+        let (settings, _) = show(&["--", &flag(other), value], &[]);
+        assert_eq!(settings[key], json!([value, "flag", flag(key)]));
+        let file = files.write("c.toml", format!("\n{other} = '{value}'\n"));
+        let here = format!("{}:2", file.display());
+        let (settings, stderr) = show(&["--config", text(&file)], &[]);
+        assert_eq!(settings[key], json!([value, "file", here]), "{stderr}");
+        // Both are one, of which nobody guesses which one is meant.
+        let file = files.write("c.toml", format!("{other} = '1'\n\n{key} = '1'\n"));
+        let ran = run_with(&["serve", "--config", text(&file)], &[]);
+        assert_eq!(ran.exit, Some(2));
+        assert_eq!(
+            ran.stderr,
+            format!(
+                "error: {}, lines 1 and 3: `{other}` and `{key}` are one setting\nhint: leave one out\n",
+                file.display()
+            )
+        );
+        let ran = run_with(&["serve", &flag(other), "x"], &[]);
+        assert!(ran.stderr.contains(&flag(key)), "{}", ran.stderr);
+        let file = files.write("c.toml", format!("[agent]\n{other} = '1'\n"));
+        let ran = run_with(&["agent", "--config", text(&file)], &[]);
+        assert!(ran.stderr.contains("above [agent]"), "{}", ran.stderr);
+    }
 }
 
 #[test]
