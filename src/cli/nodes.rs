@@ -36,12 +36,13 @@ pub enum NodesCommand {
     /// Give nodes no new requests, and wait until they run none
     ///
     /// Running requests, streams included, finish, unless --deadline or --force ends them. The drain holds until `orchd
-    /// nodes undrain`, whatever restarts in between. All nodes are asked before any is waited for. Interrupting this
-    /// command, or its timeout, ends the waiting and not the drain; running it again waits again.
+    /// nodes undrain`, whatever restarts in between. All nodes are asked before any is waited for; where one is unknown or
+    /// refused, the others are drained all the same, and the exit status is that of the first failure (3: unknown).
+    /// Interrupting this command, or its timeout, ends the waiting and not the drain; running it again waits again.
     Drain(NodesDrainArgs),
     /// Let nodes take requests again
     ///
-    /// Ends their drains, running or done. Fine for a node that is not draining.
+    /// Ends their drains, running or done. A node that was not draining is no failure.
     Undrain(NodesUndrainArgs),
     /// Remove nodes, and forget what was asked of them
     ///

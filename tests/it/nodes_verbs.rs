@@ -491,7 +491,7 @@ fn in_home_every_verb_of_nodes_exits_4_with_one_hint() {
         (NODE, &["get", "gpu-1"]),
         (NODE, &["wait", "gpu-1", "--for", "online"]),
         ("POST /v2/nodes/gpu-1/drain", &["drain", "gpu-1"]),
-        ("DELETE /v2/nodes/gpu-1/drain", &["undrain", "gpu-1"]),
+        (NODE, &["undrain", "gpu-1"]),
         (
             "POST /v2/nodes/register",
             &["register", "gpu-1", "--engine", "http://10.0.0.7:8081"],
