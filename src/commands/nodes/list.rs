@@ -243,10 +243,10 @@ pub(super) fn names(entries: &[Entry]) -> String {
 /// What a fleet hold means, in one line.
 pub(super) fn hold_line(hold: &FleetHold) -> String {
     format!(
-        "fleet hold for {}: {} fell silent at once, more likely a fault on this side than theirs; none of them goes \
-         Offline for another {}",
+        "fleet hold for {}: none of {} goes Offline for another {}, because so many fell silent at once: more likely \
+         the fault is on the control plane's side (its network, perhaps) than on theirs",
         age(hold.since_ms),
-        counted(hold.nodes, "node"),
+        counted(hold.nodes, "silent node"),
         age(hold.ends_in_ms)
     )
 }

@@ -242,7 +242,8 @@ impl Picture<'_> {
         }
         if let Some(hold) = &self.fleet.hold {
             let yellow = Style::new().fg_color(Some(AnsiColor::Yellow.into()));
-            lines.push(painted(yellow, &list::hold_line(hold)));
+            let text = output::wrapped("", "  ", &list::hold_line(hold), Some(columns));
+            lines.extend(text.lines().map(|line| painted(yellow, line)));
         }
         lines.push(String::new());
         let rows = usize::from(rows);
