@@ -16,6 +16,8 @@ use crate::types::VERSION_HEADER;
 
 use super::failure::{Exit, Failure};
 
+/// Where `serve` and a llama-server listen when nobody says otherwise.
+const DEFAULT_PORT: u16 = 8080;
 /// How long the program that has our address may take to say who it is.
 const WHO_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -128,15 +130,24 @@ pub(super) fn raise_descriptor_limit() {
 
 /// An address that cannot be had, because somebody has it.
 pub(super) fn taken(address: SocketAddr, option: &str) -> Failure {
+    taken_by(who(address), address, option)
+}
+
+fn taken_by(who: Option<Who>, address: SocketAddr, option: &str) -> Failure {
     let failure = |who: &str| {
         Failure::new(
             Exit::Failed,
             format!("{address} is taken: {who} listens there"),
         )
     };
-    match who(address) {
+    match who {
         Some(Who::Orchd) => failure("another orchd").hint(format!("stop that one, or choose another address with {option}")),
-        Some(Who::LlamaServer) => failure("a llama-server, whose default port is the same,").hint(format!(
+        Some(Who::LlamaServer) => failure(if address.port() == DEFAULT_PORT {
+            "a llama-server, whose default port is the same,"
+        } else {
+            "a llama-server"
+        })
+        .hint(format!(
             "let orchd listen elsewhere ({option} 127.0.0.1:8090) and serve that engine: --engine http://{address}"
         )),
         None => failure("another program").hint(format!("stop that one, or choose another address with {option}")),
@@ -190,5 +201,15 @@ mod tests {
             Some(Who::LlamaServer)
         );
         assert_eq!(recognise("HTTP/1.1 200 OK\r\nServer: nginx\r\n"), None);
+    }
+
+    #[test]
+    fn only_of_the_default_port_it_is_said_that_it_is_the_same() {
+        for (address, is_said) in [("127.0.0.1:8080", true), ("127.0.0.1:8081", false)] {
+            let address = address.parse().expect("good");
+            let message = taken_by(Some(Who::LlamaServer), address, "--listen").message;
+            assert_eq!(message.contains("default port"), is_said, "{message}");
+            assert!(message.contains("a llama-server"), "{message}");
+        }
     }
 }

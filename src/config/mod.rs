@@ -164,8 +164,7 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
         definition.clone()
     } else {
         // Whoever asks for nothing is shown what there is. To the parser, variables are arguments.
-        let unset = |arg: Arg| arg.env(Resettable::Reset);
-        definition.clone().mut_args(unset)
+        without_variables(definition.clone())
     };
     let first = parser.try_get_matches_from(&arguments);
     let (matches, complaint) = match first {
@@ -175,8 +174,13 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
             let lenient = definition.clone().ignore_errors(true);
             (lenient.try_get_matches_from(&arguments)?, Some(complaint))
         }
-        Err(complaint) => return Err(name_variable(complaint, &definition, &arguments).into()),
+        Err(complaint) => {
+            let complaint = plain(complaint, &definition, &arguments);
+            return Err(name_variable(complaint, &definition, &arguments).into());
+        }
     };
+    let complaint = complaint.map(|complaint| plain(complaint, &definition, &arguments));
+    let given = arguments.clone();
     let (verb, leaf, leaf_matches) = descend(&definition, &matches);
     let globals = globals(&leaf, leaf_matches);
     if verb.is_none_or(|verb| WITHOUT_FILE.contains(&verb)) {
@@ -233,7 +237,7 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
                 path: file.path.clone(),
                 reason: first_paragraph(&e),
             },
-            _ => e.into(),
+            _ => plain(e, &definition, &given).into(),
         })?;
     let (_, leaf, leaf_matches) = descend(&definition, &matches);
     let settings = applicable(scope, &leaf)
@@ -246,6 +250,23 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
         settings,
         globals,
     })
+}
+
+/// The definition as if no variable were set.
+fn without_variables(definition: Command) -> Command {
+    definition
+        .mut_args(|arg| arg.env(Resettable::Reset))
+        .mut_subcommands(without_variables)
+}
+
+/// What the parser complains of, with a usage that shows what has to be given: to the parser, what a variable sets is
+/// given, and is shown as if it had to be.
+fn plain(complaint: clap::Error, definition: &Command, arguments: &[OsString]) -> clap::Error {
+    match without_variables(definition.clone()).try_get_matches_from(arguments) {
+        Err(other) if other.kind() == complaint.kind() => other,
+        // It is about a variable.
+        _ => complaint,
+    }
 }
 
 /// The verb, and the definition and matches of the command at the end of it.
