@@ -18,8 +18,10 @@ pub enum NodesCommand {
     /// List the nodes of the fleet
     ///
     /// STATUS is one word, and after a comma what that word hides: `Offline,draining` is a silent node under a drain,
-    /// `Online,suspect` one that gets requests only when nothing better is left. POOLS is ready/total, SLOTS is busy/total. VRAM-FREE is what
-    /// the engines report. On a terminal, columns that do not fit are left out; `-o wide` shows all of them.
+    /// `Online,suspect` one that gets requests only when nothing better is left. GPUS counts equal cards, VRAM-FREE is what the
+    /// engines report, POOLS is ready/total, SLOTS is busy/total, MODELS is what its pools serve. SEEN is when its last
+    /// heartbeat came, AGE how long ago it first registered, VERSION that of its agent. On a terminal, columns that do not fit
+    /// are left out; `-o wide` shows all of them.
     List(NodesListArgs),
     /// Show nodes in full
     ///
@@ -304,7 +306,7 @@ pub struct NodesUndrainArgs {
 #[command(after_long_help = "\
 Examples:
   orchd nodes drain gpu-7 && orchd nodes remove gpu-7
-      Take a machine out of service for good, its agent stopped")]
+      Take a machine out of service for good; stop its agent before the removal, or it registers again")]
 pub struct NodesRemoveArgs {
     /// Nodes to remove
     #[arg(value_name = "NODE", required = true)]
@@ -337,7 +339,7 @@ pub struct NodesWaitArgs {
     #[arg(value_name = "NODE", required = true)]
     pub nodes: Vec<NodeId>,
 
-    /// What they shall be
+    /// The state to wait for
     #[arg(long = "for", value_name = "STATE", value_enum, required = true)]
     pub wanted: Wanted,
 
