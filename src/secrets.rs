@@ -190,51 +190,60 @@ impl Secrets {
             }
             // A disk that does not answer holds up nobody else.
             let looked = tokio::task::spawn_blocking(move || {
-                self.look(asked);
-                self
+                let good = self.look(asked);
+                (self, good)
             });
-            let Ok(back) = looked.await else { return };
+            let Ok((back, good)) = looked.await else {
+                return;
+            };
             self = back;
             if asked {
-                info!("SIGHUP: tokens and certificates were read again");
+                // What was no good was warned about.
+                if good {
+                    info!("SIGHUP: tokens and certificates were read again");
+                }
                 service::ready();
             }
         }
     }
 
-    /// Takes what has changed; `asked` takes it at once.
-    fn look(&mut self, asked: bool) {
+    /// Takes what has changed; `asked` takes it at once. Says whether nothing was turned down.
+    fn look(&mut self, asked: bool) -> bool {
+        let mut good = true;
         let files = read_all(token_files(&self.settings));
         let now = seen(&files);
         if self.tokens.is_due(now) || asked {
-            take_tokens(&self.settings, files, &self.guard);
+            good &= take_tokens(&self.settings, files, &self.guard);
             self.tokens.settle(now);
         }
         let files = read_all(pair_files(&self.settings));
         let now = seen(&files);
         if self.pair.is_due(now) || asked {
             if let Some(acceptor) = &self.acceptor {
-                take_pair(files, acceptor);
+                good &= take_pair(files, acceptor);
             }
             self.pair.settle(now);
         }
+        good
     }
 }
 
-fn take_tokens(settings: &Settings, files: Vec<Snapshot<'_>>, guard: &Guard) {
+fn take_tokens(settings: &Settings, files: Vec<Snapshot<'_>>, guard: &Guard) -> bool {
     match read_tokens(settings, files) {
-        Ok(tokens) if tokens == *guard.tokens() => {}
+        Ok(tokens) if tokens == *guard.tokens() => true,
         Ok(tokens) => {
             say(&tokens, "the tokens were exchanged");
             guard.replace(tokens);
+            true
         }
         Err(e) => {
             warn!(error = %e, "the tokens in the file are not taken; those from before stay in force");
+            false
         }
     }
 }
 
-fn take_pair(files: Vec<Snapshot<'_>>, acceptor: &Acceptor) {
+fn take_pair(files: Vec<Snapshot<'_>>, acceptor: &Acceptor) -> bool {
     let taken = pair_of(files).and_then(|read| match read {
         None => Ok(None),
         Some(read) => {
@@ -243,18 +252,22 @@ fn take_pair(files: Vec<Snapshot<'_>>, acceptor: &Acceptor) {
         }
     });
     match taken {
-        Ok(None) => {}
-        Ok(Some(cert)) => info!(
-            cert,
-            "the certificate was read; who connects from now on is shown it"
-        ),
+        Ok(None) => true,
+        Ok(Some(cert)) => {
+            info!(
+                cert,
+                "the certificate was read; who connects from now on is shown it"
+            );
+            true
+        }
         Err(e) => {
             warn!(error = %e, "the certificate is not taken; the one from before stays in use");
+            false
         }
     }
 }
 
-/// One line about the tokens in force, by their fingerprints.
+/// One line about the tokens in force, by their fingerprints, and a warning when one of them could be guessed.
 pub fn say(tokens: &Tokens, what: &str) {
     let names = |tokens: &[Token]| -> String {
         let names: Vec<String> = tokens.iter().map(Token::fingerprint).collect();
@@ -262,6 +275,9 @@ pub fn say(tokens: &Tokens, what: &str) {
     };
     let (api, client) = (names(&tokens.api), names(&tokens.client));
     info!(api, client, "{what}");
+    if tokens.is_weak() {
+        warn!("a token is shorter than 32 characters, which is good enough for this machine alone");
+    }
 }
 
 fn token_files(settings: &Settings) -> impl Iterator<Item = &Path> {

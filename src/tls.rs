@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
@@ -64,9 +64,32 @@ pub enum TlsError {
         /// What is wrong.
         source: pem::Error,
     },
-    /// The two do not belong together, or use what rustls does not.
-    #[error("the certificate and its key cannot be used: {0}")]
-    Pair(#[source] rustls::Error),
+    /// The two do not belong together.
+    #[error("{key} is not the private key of the certificate in {cert}")]
+    Mismatch {
+        /// The certificate's file.
+        cert: String,
+        /// The key's file.
+        key: String,
+    },
+    /// The two use what rustls does not.
+    #[error("the certificate in {cert} with the key in {key} cannot be used: {source}")]
+    Pair {
+        /// The certificate's file.
+        cert: String,
+        /// The key's file.
+        key: String,
+        /// What is wrong.
+        source: rustls::Error,
+    },
+    /// A certificate that nobody can be trusted by.
+    #[error("a certificate in {} is none of an authority that can be trusted: {source}", path.display())]
+    Authority {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: rustls::Error,
+    },
     /// Nobody is trusted.
     #[error(
         "this system has no root certificates: install them (ca-certificates), or name the authority's file with --ca"
@@ -88,7 +111,12 @@ pub fn trust_also(ca: &Path) -> Result<(), TlsError> {
     // Read before anything else is done, so that a file of something else is told at the start.
     let mut roots = RootCertStore::empty();
     for certificate in &certificates {
-        roots.add(certificate.clone()).map_err(TlsError::Pair)?;
+        roots
+            .add(certificate.clone())
+            .map_err(|source| TlsError::Authority {
+                path: ca.to_owned(),
+                source,
+            })?;
     }
     // A second call is a defect of the caller's; the first one holds.
     let _ = ALSO_TRUSTED.set(certificates);
@@ -222,7 +250,15 @@ fn server_config(pair: Pair<'_>) -> Result<ServerConfig, TlsError> {
         .expect("ring has what TLS 1.2 and 1.3 need")
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(TlsError::Pair)?;
+        .map_err(|source| {
+            let (cert, key) = (pair.cert_name.to_owned(), pair.key_name.to_owned());
+            match source {
+                rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                    TlsError::Mismatch { cert, key }
+                }
+                source => TlsError::Pair { cert, key, source },
+            }
+        })?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }
@@ -276,7 +312,12 @@ fn words(error: &rustls::Error) -> String {
         } => format!(
             "its certificate is not for {}, but for {}; use that name, or give it a certificate with this one",
             expected.to_str(),
-            if presented.is_empty() { "no name at all".to_owned() } else { presented.join(", ") }
+            if presented.is_empty() {
+                "no name at all".to_owned()
+            } else {
+                let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+                names.join(" and ")
+            }
         ),
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             "its certificate is that of an authority, not of a server; make one with basicConstraints=CA:FALSE".to_owned()
@@ -285,9 +326,36 @@ fn words(error: &rustls::Error) -> String {
     }
 }
 
+/// A name of a certificate without the kind that rustls writes round it: `IpAddress(10.0.0.1)`, `DnsName("gpu-1")`.
+fn bare(name: &str) -> &str {
+    let inner = name
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.unwrap_or(name).trim_matches('"')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_names_of_a_certificate_are_shown_as_people_write_them() {
+        let name = ServerName::try_from("10.0.0.2").expect("good");
+        let told = words(&rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForNameContext {
+                expected: name,
+                presented: vec![
+                    "IpAddress(10.0.0.1)".to_owned(),
+                    "DnsName(\"gpu-1\")".to_owned(),
+                    "odd".to_owned(),
+                ],
+            },
+        ));
+        assert!(
+            told.contains("is not for 10.0.0.2, but for 10.0.0.1 and gpu-1 and odd;"),
+            "{told}"
+        );
+    }
 
     #[test]
     fn what_is_wrong_with_a_certificate_is_told_in_words_that_help() {
@@ -333,7 +401,10 @@ mod tests {
         let (cert, key) = (own.cert.pem(), own.signing_key.serialize_pem());
         assert!(error(cert.as_bytes(), b"x").starts_with("key.pem holds no private key"));
         let strange = other.signing_key.serialize_pem();
-        assert!(error(cert.as_bytes(), strange.as_bytes()).contains("cannot be used"));
+        assert_eq!(
+            error(cert.as_bytes(), strange.as_bytes()),
+            "key.pem is not the private key of the certificate in cert.pem"
+        );
         let acceptor = Acceptor::new(pair(cert.as_bytes(), key.as_bytes())).expect("a pair");
         assert!(
             acceptor

@@ -33,7 +33,8 @@ pub struct AgentArgs {
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
-    /// Directory in which engines announce themselves with handoff files [default: .runtime/engines]
+    /// Directory of handoff files, in which whatever starts an engine says where it listens. This version does not read them
+    /// yet: name engines with --engine [default: .runtime/engines]
     #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
     pub runtime_dir: Option<PathBuf>,
 

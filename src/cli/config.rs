@@ -21,7 +21,8 @@ pub enum ConfigCommand {
     /// Print a systemd unit
     ///
     /// It keeps the process within its own directories, restarts it when it fails, and gives it longer to stop than the
-    /// shutdown grace of the settings in force.
+    /// shutdown grace of the settings in force. It carries --config when that is given, and hands in the files of tokens,
+    /// keys and certificates that the settings name, which may be root's alone. The service runs /usr/local/bin/orchd.
     Unit(ConfigUnitArgs),
 }
 
@@ -99,9 +100,9 @@ pub struct ConfigCheckArgs {
 #[command(after_long_help = "\
 Examples:
   orchd config unit serve | sudo tee /etc/systemd/system/orchd-serve.service
-      Install the unit of the control plane
-  orchd config unit agent | sudo tee /etc/systemd/system/orchd-agent.service
-      Install the unit of an agent")]
+      Install the unit of the control plane, with its settings in /etc/orchd/config.toml
+  orchd config unit agent --config /etc/orchd/agent.toml | sudo tee /etc/systemd/system/orchd-agent.service
+      Install the unit of an agent, with its settings in another file")]
 pub struct ConfigUnitArgs {
     /// Whose unit
     #[arg(value_name = "VERB", value_enum)]

@@ -34,13 +34,14 @@ pub use pools::{
     EventsArgs, EventsFormat, ModelsCommand, ModelsListArgs, PoolsCommand, PoolsListArgs,
 };
 pub use security::{
-    API_TOKEN_ALIAS, ApiTokenArgs, ClientTokenArgs, ListenerArgs, TOKEN_OR_FILE, TokenSource,
+    ApiTokenArgs, ClientTokenArgs, ListenerArgs, OTHER_VARIABLES, TOKEN_OR_FILE, TokenSource,
 };
 pub use serve::ServeArgs;
 pub use tools::{CompletionsArgs, ManArgs};
 use value::text;
 pub use value::{
-    ApiToken, EngineArg, EngineSpec, Label, MachineId, UsageError, name_engines, show_duration,
+    ApiToken, EngineArg, EngineSpec, Label, MachineId, StatusWord, UsageError, name_engines,
+    show_duration,
 };
 
 use crate::types::HttpUrl;

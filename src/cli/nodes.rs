@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::value::{StatusParser, Unit, duration, label_map};
-use super::{DAY, EngineArg, EngineSpec, Label, MachineId, UsageError, name_engines};
-use crate::types::{HttpUrl, NodeId, NodeStatus};
+use super::{DAY, EngineArg, EngineSpec, Label, MachineId, StatusWord, UsageError, name_engines};
+use crate::types::{HttpUrl, NodeId};
 
 /// Shortest time that can be waited for.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -18,8 +18,10 @@ pub enum NodesCommand {
     /// List the nodes of the fleet
     ///
     /// STATUS is one word, and after a comma what that word hides: `Offline,draining` is a silent node under a drain,
-    /// `Online,suspect` one that gets requests only when nothing better is left. POOLS is ready/total, SLOTS is busy/total. VRAM-FREE is what
-    /// the engines report. On a terminal, columns that do not fit are left out; `-o wide` shows all of them.
+    /// `Online,suspect` one that gets requests only when nothing better is left. GPUS counts equal cards, VRAM-FREE is what the
+    /// engines report, POOLS is ready/total, SLOTS is busy/total, MODELS is what its pools serve. SEEN is when its last
+    /// heartbeat came, AGE how long ago it first registered, VERSION that of its agent. On a terminal, columns that do not fit
+    /// are left out; `-o wide` shows all of them.
     List(NodesListArgs),
     /// Show nodes in full
     ///
@@ -36,12 +38,13 @@ pub enum NodesCommand {
     /// Give nodes no new requests, and wait until they run none
     ///
     /// Running requests, streams included, finish, unless --deadline or --force ends them. The drain holds until `orchd
-    /// nodes undrain`, whatever restarts in between. All nodes are asked before any is waited for. Interrupting this
-    /// command, or its timeout, ends the waiting and not the drain; running it again waits again.
+    /// nodes undrain`, whatever restarts in between. All nodes are asked before any is waited for; where one is unknown or
+    /// refused, the others are drained all the same, and the exit status is that of the first failure (3: unknown).
+    /// Interrupting this command, or its timeout, ends the waiting and not the drain; running it again waits again.
     Drain(NodesDrainArgs),
     /// Let nodes take requests again
     ///
-    /// Ends their drains, running or done. Fine for a node that is not draining.
+    /// Ends their drains, running or done. A node that was not draining is no failure.
     Undrain(NodesUndrainArgs),
     /// Remove nodes, and forget what was asked of them
     ///
@@ -97,9 +100,10 @@ pub struct NodesListArgs {
     #[arg(long)]
     pub no_headers: bool,
 
-    /// Only nodes of these statuses; repeatable, or separated by commas
+    /// Only nodes whose STATUS begins with one of these words, in any letter case; repeatable, or separated by commas.
+    /// `Draining` is every node under a drain, done or not, `Drained` those of them that are done; `Departed` means --all
     #[arg(long, value_name = "STATUS", value_delimiter = ',', ignore_case = true, value_parser = StatusParser)]
-    pub status: Vec<NodeStatus>,
+    pub status: Vec<StatusWord>,
 
     /// Only nodes with this label; repeatable, all must hold
     #[arg(short = 'l', long = "label", value_name = "KEY=VALUE")]
@@ -109,7 +113,7 @@ pub struct NodesListArgs {
     #[arg(long)]
     pub reasons: bool,
 
-    /// With the nodes that left and of which a drain is still asked, marked `Departed`
+    /// Also nodes that left but still have a drain, marked `Departed`
     #[arg(long)]
     pub all: bool,
 
@@ -181,8 +185,8 @@ pub struct NodesRegisterArgs {
     #[arg(value_name = "NODE")]
     pub node: NodeId,
 
-    /// Engine for the control plane to probe, as it reaches it; repeatable. The first one without a name is called
-    /// `default`, the others HOST-PORT
+    /// An engine for the control plane to probe, at a URL that the control plane can reach; repeatable. The first one
+    /// without a name is called `default`, the others HOST-PORT
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
@@ -190,8 +194,8 @@ pub struct NodesRegisterArgs {
     #[arg(long, value_name = "URL")]
     pub address: Option<HttpUrl>,
 
-    /// Machine id its agent will give; an agent with another one takes the name over only after the node timeout
-    /// [default: the name of the node]
+    /// Machine id that its agent will give: one with another is refused until this node has been silent for the node
+    /// timeout [default: the node is whichever machine comes first]
     #[arg(long, value_name = "ID")]
     pub machine_id: Option<MachineId>,
 
@@ -302,7 +306,7 @@ pub struct NodesUndrainArgs {
 #[command(after_long_help = "\
 Examples:
   orchd nodes drain gpu-7 && orchd nodes remove gpu-7
-      Take a machine out of service for good, its agent stopped")]
+      Take a machine out of service for good; stop its agent before the removal, or it registers again")]
 pub struct NodesRemoveArgs {
     /// Nodes to remove
     #[arg(value_name = "NODE", required = true)]
@@ -335,7 +339,7 @@ pub struct NodesWaitArgs {
     #[arg(value_name = "NODE", required = true)]
     pub nodes: Vec<NodeId>,
 
-    /// What they shall be
+    /// The state to wait for
     #[arg(long = "for", value_name = "STATE", value_enum, required = true)]
     pub wanted: Wanted,
 

@@ -13,8 +13,11 @@ use super::{CONNECTION, UsageError};
 
 /// Fewer connections than this keep out the fleet's own.
 const MIN_CONNECTIONS: u32 = 16;
-/// The other name of `ORCHD_API_TOKEN`.
-pub const API_TOKEN_ALIAS: &str = "LLORCH_API_TOKEN";
+/// Options that have a variable of another name besides their own, and that name.
+pub const OTHER_VARIABLES: [(&str, &str); 2] = [
+    ("api_token", "LLORCH_API_TOKEN"),
+    ("api_token_file", "LLORCH_API_TOKEN_FILE"),
+];
 /// A token, and a file of such: one of them is enough.
 pub const TOKEN_OR_FILE: [(&str, &str); 2] = [
     ("api_token", "api_token_file"),
@@ -47,7 +50,7 @@ pub struct ApiTokenArgs {
     )]
     pub api_token: Option<ApiToken>,
 
-    /// File with that token. It may hold several, one a line: `serve` and `agent` accept all of them and show the first,
+    /// File with that token (also LLORCH_API_TOKEN_FILE). It may hold several, one a line: `serve` and `agent` accept all of them and show the first,
     /// and read the file again when it changes
     #[arg(
         long,

@@ -64,7 +64,8 @@ pub struct ServeArgs {
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
-    /// Directory in which engines announce themselves with handoff files [default: .runtime/engines]
+    /// Directory of handoff files, in which whatever starts an engine says where it listens. This version does not read them
+    /// yet: name engines with --engine [default: .runtime/engines]
     #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
     pub runtime_dir: Option<PathBuf>,
 
@@ -79,7 +80,8 @@ pub struct ServeArgs {
     )]
     pub node_timeout: Duration,
 
-    /// How often to look for silent nodes (1s to 1m)
+    /// How often the whole fleet is looked through, as a safety net; a node that falls silent is found within a second of
+    /// the node timeout, whatever this is (1s to 1m)
     #[arg(
         long,
         value_name = "DURATION",
@@ -112,8 +114,8 @@ pub struct ServeArgs {
     )]
     pub restart_grace: Option<Duration>,
 
-    /// Fleet hold: when at least so many nodes fall silent at once, the fault is taken to be on this side, such as a cut
-    /// network, and none of them goes Offline while it lasts (1 to 1000000)
+    /// Fleet hold: when at least so many nodes fall silent at once, the fault is taken to be on the control plane's side
+    /// (its network, perhaps), and none of them goes Offline while it lasts (1 to 1000000)
     #[arg(
         long,
         value_name = "COUNT",
@@ -125,8 +127,10 @@ pub struct ServeArgs {
     pub fleet_hold_min: u32,
 
     /// Fleet hold: what share of the fleet must be silent as well, in percent; 0 turns the hold off (0 to 100)
+    // The other name is the variable's, without prefix and unit.
     #[arg(
         long,
+        alias = "fleet-hold",
         value_name = "PERCENT",
         env = "ORCHD_FLEET_HOLD_PERCENT",
         default_value_t = 30,
@@ -158,8 +162,10 @@ pub struct ServeArgs {
     pub admission_capacity: u32,
 
     /// Room for the bodies of waiting requests, over all models (0B to 1024GiB)
+    // The other name is the variable's, without prefix and unit.
     #[arg(
         long,
+        alias = "admission",
         value_name = "SIZE",
         env = "ORCHD_ADMISSION_BYTES",
         default_value = "256MiB",

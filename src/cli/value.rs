@@ -353,23 +353,56 @@ pub(super) fn cloud() -> impl TypedValueParser<Value = bool> {
     })
 }
 
+/// A word of the column STATUS, as a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatusWord {
+    /// A status of the API.
+    Status(NodeStatus),
+    /// `Draining`, and the drain is done.
+    Drained,
+    /// Left, and a drain is still asked of it.
+    Departed,
+}
+
+impl StatusWord {
+    const ALL: [Self; 7] = [
+        Self::Status(NodeStatus::ALL[0]),
+        Self::Status(NodeStatus::ALL[1]),
+        Self::Status(NodeStatus::ALL[2]),
+        Self::Status(NodeStatus::ALL[3]),
+        Self::Status(NodeStatus::ALL[4]),
+        Self::Drained,
+        Self::Departed,
+    ];
+
+    /// The word, as it is shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Status(status) => status.as_str(),
+            Self::Drained => "Drained",
+            Self::Departed => "Departed",
+        }
+    }
+}
+
 /// Reads a status word in any case.
 #[derive(Clone)]
 pub(super) struct StatusParser;
 
 impl TypedValueParser for StatusParser {
-    type Value = NodeStatus;
+    type Value = StatusWord;
 
     fn parse_ref(
         &self,
         cmd: &clap::Command,
         arg: Option<&clap::Arg>,
         value: &OsStr,
-    ) -> Result<NodeStatus, clap::Error> {
+    ) -> Result<StatusWord, clap::Error> {
         let words =
-            clap::builder::PossibleValuesParser::new(NodeStatus::ALL.map(NodeStatus::as_str));
+            clap::builder::PossibleValuesParser::new(StatusWord::ALL.map(StatusWord::as_str));
         let word = words.parse_ref(cmd, arg, value)?;
-        Ok(NodeStatus::ALL
+        Ok(StatusWord::ALL
             .into_iter()
             .find(|status| status.as_str().eq_ignore_ascii_case(&word))
             .expect("the word is one of theirs"))
@@ -377,7 +410,7 @@ impl TypedValueParser for StatusParser {
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         Some(Box::new(
-            NodeStatus::ALL
+            StatusWord::ALL
                 .into_iter()
                 .map(|status| PossibleValue::new(status.as_str())),
         ))

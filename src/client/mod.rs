@@ -632,6 +632,16 @@ fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
         message: Option<String>,
     }
 
+    /// The gateway answers in the form of OpenAI's API.
+    #[derive(Deserialize)]
+    struct OpenAi {
+        error: OpenAiError,
+    }
+    #[derive(Deserialize)]
+    struct OpenAiError {
+        message: String,
+    }
+
     if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
         return body;
     }
@@ -647,6 +657,9 @@ fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
         503 => ErrorCode::StoreUnavailable,
         _ => ErrorCode::Internal,
     };
+    if let Ok(OpenAi { error }) = serde_json::from_slice(body) {
+        return ErrorBody::new(code, error.message);
+    }
     let message = match serde_json::from_slice::<Loose>(body) {
         Ok(Loose {
             code: Some(word),

@@ -2,24 +2,21 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::json;
 
 use crate::cli::{
     Cli, Command, ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs,
-    Process, TokenSource, show_duration,
+    ListenerArgs, Process, TokenSource, show_duration,
 };
 use crate::config::{self, Loaded, Origin, Setting, Value};
 
 use super::failure::Exit;
 use super::output::{self, Column, Tone};
-use super::{agent, door, logging, serve};
+use super::{agent, door, logging, serve, unit};
 
 const SERVE_UNIT: &str = include_str!("../assets/orchd-serve.service");
 const AGENT_UNIT: &str = include_str!("../assets/orchd-agent.service");
-/// How much longer than the shutdown grace a unit may take to stop: the store is flushed, the agent signs off.
-const STOP_MARGIN: Duration = Duration::from_secs(15);
 
 #[rustfmt::skip]
 const COLUMNS: [Column; 3] = [
@@ -55,6 +52,8 @@ fn load(process: Process, globals: &[OsString], options: &[OsString]) -> anyhow:
 
 fn show(args: &ConfigShowArgs, globals: &[OsString]) -> anyhow::Result<ExitCode> {
     let mut loaded = load(args.process, globals, &args.options)?;
+    // As they do, so that what follows from it is the same.
+    door::raise_descriptor_limit();
     for setting in &mut loaded.settings {
         derive(setting, &loaded.cli);
     }
@@ -106,19 +105,11 @@ fn check(args: &ConfigCheckArgs, globals: &[OsString]) -> anyhow::Result<ExitCod
 
 fn unit(args: &ConfigUnitArgs, globals: &[OsString]) -> anyhow::Result<ExitCode> {
     let loaded = load(args.process, globals, &[])?;
-    let unit = match args.process {
+    let template = match args.process {
         Process::Serve => SERVE_UNIT,
         Process::Agent => AGENT_UNIT,
     };
-    let grace = match loaded.cli.command {
-        Command::Serve(args) => args.shutdown_grace,
-        Command::Agent(args) => args.shutdown_grace,
-        // Other verbs have none, and were not loaded.
-        _ => Duration::ZERO,
-    };
-    // Parts of a second count as a whole one.
-    let stop = (grace + STOP_MARGIN).as_millis().div_ceil(1_000);
-    output::data(&unit.replace("@STOP_SECONDS@", &stop.to_string()))?;
+    output::data(&unit::filled_in(template, &loaded)?)?;
     Ok(Exit::Done.into())
 }
 
@@ -175,6 +166,13 @@ fn derive(setting: &mut Setting, cli: &Cli) {
         (Command::Agent(_), "machine_id") => {
             (agent::default_machine_id(), "the system's machine id")
         }
+        (_, "max_connections") => match listener(cli) {
+            Some(listener) => (
+                door::max_connections(listener).to_string(),
+                "half of the files that this process may open, 64 to 65536",
+            ),
+            None => return,
+        },
         (_, "runtime_dir") => {
             setting.value = Value::One(crate::cli::RUNTIME_DIR.to_owned());
             return;
@@ -186,6 +184,14 @@ fn derive(setting: &mut Setting, cli: &Cli) {
     };
     setting.value = Value::One(value);
     setting.origin = Origin::Derived(from.to_owned());
+}
+
+fn listener(cli: &Cli) -> Option<&ListenerArgs> {
+    match &cli.command {
+        Command::Serve(args) => Some(&args.listener),
+        Command::Agent(args) => Some(&args.listener),
+        _ => None,
+    }
 }
 
 fn table(settings: &[Setting]) -> String {

@@ -1,6 +1,6 @@
 //! The door of `serve` and `agent`: who is let in, and what to say when the address is somebody else's already.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::types::VERSION_HEADER;
 
 use super::failure::{Exit, Failure};
 
+/// Where `serve` and a llama-server listen when nobody says otherwise.
+const DEFAULT_PORT: u16 = 8080;
 /// How long the program that has our address may take to say who it is.
 const WHO_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -40,15 +42,20 @@ pub(super) fn secrets(
             "a token is needed for everything but health checks",
         );
     }
-    if tokens.is_weak() {
-        warn!("a token is shorter than 32 characters, which is good enough for this machine alone");
-    }
     Ok(secrets)
 }
 
 /// The tokens that a command shows: the first is the one.
 pub(super) fn shown(api: TokenSource) -> anyhow::Result<Guard> {
-    let api = secrets::tokens(&source(api, "ORCHD_API_TOKEN")?).map_err(|e| refused(&e))?;
+    let api = secrets::tokens(&source(api, "ORCHD_API_TOKEN")?).map_err(|e| match &e {
+        // The file of a service, which is its owner's alone.
+        SecretsError::Read { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            refused(&e).hint(
+                "put a token into ORCHD_API_TOKEN, or run this as a user who may read the file",
+            )
+        }
+        _ => refused(&e),
+    })?;
     Ok(Guard::new(Tokens {
         api,
         client: Vec::new(),
@@ -123,15 +130,24 @@ pub(super) fn raise_descriptor_limit() {
 
 /// An address that cannot be had, because somebody has it.
 pub(super) fn taken(address: SocketAddr, option: &str) -> Failure {
+    taken_by(who(address), address, option)
+}
+
+fn taken_by(who: Option<Who>, address: SocketAddr, option: &str) -> Failure {
     let failure = |who: &str| {
         Failure::new(
             Exit::Failed,
             format!("{address} is taken: {who} listens there"),
         )
     };
-    match who(address) {
+    match who {
         Some(Who::Orchd) => failure("another orchd").hint(format!("stop that one, or choose another address with {option}")),
-        Some(Who::LlamaServer) => failure("a llama-server, whose default port is the same,").hint(format!(
+        Some(Who::LlamaServer) => failure(if address.port() == DEFAULT_PORT {
+            "a llama-server, whose default port is the same,"
+        } else {
+            "a llama-server"
+        })
+        .hint(format!(
             "let orchd listen elsewhere ({option} 127.0.0.1:8090) and serve that engine: --engine http://{address}"
         )),
         None => failure("another program").hint(format!("stop that one, or choose another address with {option}")),
@@ -185,5 +201,15 @@ mod tests {
             Some(Who::LlamaServer)
         );
         assert_eq!(recognise("HTTP/1.1 200 OK\r\nServer: nginx\r\n"), None);
+    }
+
+    #[test]
+    fn only_of_the_default_port_it_is_said_that_it_is_the_same() {
+        for (address, is_said) in [("127.0.0.1:8080", true), ("127.0.0.1:8081", false)] {
+            let address = address.parse().expect("good");
+            let message = taken_by(Some(Who::LlamaServer), address, "--listen").message;
+            assert_eq!(message.contains("default port"), is_said, "{message}");
+            assert!(message.contains("a llama-server"), "{message}");
+        }
     }
 }

@@ -92,9 +92,23 @@ impl Failure {
         } else if let Some(client) = error.downcast_ref::<ClientError>() {
             client.into()
         } else {
-            Self::new(Exit::Failed, format!("{error:#}"))
+            Self::new(Exit::Failed, whole(error))
         }
     }
+}
+
+/// An error with what it comes from. Some say that themselves, and it is not said twice.
+fn whole(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            cause
+        } else if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 impl From<&ClientError> for Failure {
@@ -156,6 +170,16 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
                  SSL_CERT_FILE",
             ),
         ),
+        // A port with TLS says so in plain HTTP to whoever speaks that.
+        ClientError::Refused { server, body, .. }
+            if body.message.contains("this port speaks TLS") && !server.origin().https =>
+        {
+            let url = server.as_str().replacen("http://", "https://", 1);
+            (
+                Exit::Refused,
+                Some(format!("say --server {url}, or set ORCHD_SERVER to it")),
+            )
+        }
         ClientError::Refused {
             body, retry_after, ..
         } => match body.code {
@@ -217,4 +241,28 @@ pub fn show(failure: &Failure) -> ExitCode {
         output::hint(hint);
     }
     failure.exit.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn what_an_error_comes_from_is_said_once() {
+        let cause = || std::io::Error::other("the disk is full");
+        let twice = Err::<(), _>(cause())
+            .context("cannot write x: the disk is full; choose another")
+            .expect_err("it is one");
+        let message = "cannot write x: the disk is full; choose another";
+        assert_eq!(Failure::of(&twice).message, message);
+        let once = Err::<(), _>(cause())
+            .context("cannot write x")
+            .expect_err("it is one");
+        assert_eq!(
+            Failure::of(&once).message,
+            "cannot write x: the disk is full"
+        );
+    }
 }

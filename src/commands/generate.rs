@@ -169,7 +169,9 @@ fn man_page(command: &clap::Command) -> io::Result<Generated> {
     let man = Man::new(command.clone());
     let mut body = Vec::new();
     man.render_name_section(&mut body)?;
-    man.render_synopsis_section(&mut body)?;
+    let mut synopsis = Vec::new();
+    man.render_synopsis_section(&mut synopsis)?;
+    body.extend(with_values(command, &synopsis).into_bytes());
     man.render_description_section(&mut body)?;
     man.render_options_section(&mut body)?;
     if command.has_subcommands() {
@@ -188,6 +190,27 @@ fn man_page(command: &clap::Command) -> io::Result<Generated> {
         "{PREAMBLE}.TH \"{title}\" \"1\" \"\" \"{BIN} {VERSION}\" \"orchd manual\"\n.nh\n.ad l\n{body}"
     );
     Ok((name, page.into_bytes()))
+}
+
+/// The synopsis with what each option takes, which the generator leaves out.
+fn with_values(command: &clap::Command, synopsis: &[u8]) -> String {
+    command.get_opts().fold(
+        String::from_utf8_lossy(synopsis).into_owned(),
+        |text, option| {
+            let (Some(long), Some(values)) = (option.get_long(), option.get_value_names()) else {
+                return text;
+            };
+            let name = format!("\\-\\-{}\\fR", long.replace('-', "\\-"));
+            let value = format!("\\fI{}\\fR", values.join(" ").replace('-', "\\-"));
+            // What may be left out hangs on an equals sign.
+            let value = if option.is_require_equals_set() {
+                format!("[={value}]")
+            } else {
+                format!(" {value}")
+            };
+            text.replace(&name, &format!("{name}{value}"))
+        },
+    )
 }
 
 /// Turns the closing part of a help text, blocks of `Heading:` and indented lines, into sections of a page that keep

@@ -17,6 +17,7 @@ pub mod output;
 pub mod pools;
 mod screen;
 pub mod serve;
+mod unit;
 mod words;
 
 use std::ffi::OsString;

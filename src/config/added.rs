@@ -12,7 +12,7 @@ use crate::cli;
 
 use super::file::{Entry, File, Given};
 use super::provenance::{self, Origin};
-use super::{ConfigError, NOT_AGENTS, Scope, applicable, is_secret, key, options};
+use super::{ConfigError, NOT_AGENTS, Scope, applicable, is_secret, key, keys, options};
 
 /// What the command line is given besides what stands there: settings from elsewhere, as arguments.
 #[derive(Default)]
@@ -47,16 +47,18 @@ impl Added {
         self.origins.insert(arg.get_id().clone(), origin);
     }
 
-    /// The other variable of the token: as strong as the first, which is asked first.
+    /// The other variables of the token and of its file: as strong as the first ones, which are asked first.
     pub fn alias(&mut self, leaf: &Command, matches: &ArgMatches) {
-        let (name, _) = cli::TOKEN_OR_FILE[0];
-        let Some(arg) = find(leaf, name) else { return };
-        let token = std::env::var(cli::API_TOKEN_ALIAS);
-        let token = token.ok().filter(|token| !token.is_empty());
-        if let (None, Some(token)) = (self.origin(arg, matches), token) {
-            let argument = argument(arg, OsStr::new(&token));
-            let origin = Origin::Variable(cli::API_TOKEN_ALIAS.to_owned());
-            self.add(arg, vec![argument], origin);
+        for (name, variable) in cli::OTHER_VARIABLES {
+            let Some(arg) = find(leaf, name) else {
+                continue;
+            };
+            let value = std::env::var(variable);
+            let value = value.ok().filter(|value| !value.is_empty());
+            if let (None, Some(value)) = (self.origin(arg, matches), value) {
+                let argument = argument(arg, OsStr::new(&value));
+                self.add(arg, vec![argument], Origin::Variable(variable.to_owned()));
+            }
         }
     }
 
@@ -73,13 +75,14 @@ impl Added {
             .collect();
         for arg in applicable(scope, leaf) {
             let key = key(arg);
+            let is_it = |entry: &&Entry| keys(arg).any(|key| key == entry.key);
             let top = || {
                 let taken = scope != Scope::Agent || !NOT_AGENTS.contains(&key.as_str());
-                file.top.iter().filter(|_| taken).find(|e| e.key == key)
+                file.top.iter().filter(|_| taken).find(is_it)
             };
             let own = || {
                 let entries = file.agent.iter().filter(|_| scope == Scope::Agent);
-                entries.into_iter().find(|entry| entry.key == key)
+                entries.into_iter().find(is_it)
             };
             let Some(entry) = own().or_else(top) else {
                 continue;

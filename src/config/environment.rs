@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use clap::{Arg, Command};
 
-use crate::cli::API_TOKEN_ALIAS;
+use crate::cli::OTHER_VARIABLES;
 
 use super::file::nearest;
 
 /// Prefixes of ours, and of the systems whose variables are taken over.
 const PREFIXES: [&str; 3] = ["ORCHD_", "ORCHESTRATORD_", "LLORCH_"];
 /// Variables that are read elsewhere than in the definition of the command line.
-const ALSO_READ: [&str; 2] = ["ORCHD_LOG", API_TOKEN_ALIAS];
+const ALSO_READ: [&str; 3] = ["ORCHD_LOG", OTHER_VARIABLES[0].1, OTHER_VARIABLES[1].1];
 
 /// A warning for every variable of ours that nothing reads: most likely its name is misspelt.
 pub(super) fn unknown(definition: &Command) -> Vec<String> {

@@ -203,6 +203,15 @@ fn parse(path: &Path, text: &str, definition: &Command) -> Result<File, ConfigEr
             hint,
         });
     }
+    for entries in [&top, &agent] {
+        if let Some((first, second)) = known.twice(entries) {
+            return Err(ConfigError::Twice {
+                path: path.to_owned(),
+                first,
+                second,
+            });
+        }
+    }
     Ok(File {
         path: path.to_owned(),
         top,
@@ -237,6 +246,8 @@ struct Known {
     serve: Vec<String>,
     agent: Vec<String>,
     secrets: Vec<String>,
+    /// The names of each setting that has several.
+    others: Vec<Vec<String>>,
 }
 
 impl Known {
@@ -256,12 +267,34 @@ impl Known {
                 .filter(|arg| is_secret(arg))
                 .map(key)
                 .collect(),
+            others: definition
+                .find_subcommand("serve")
+                .into_iter()
+                .flat_map(options)
+                .map(|arg| super::keys(arg).collect())
+                .filter(|names: &Vec<String>| names.len() > 1)
+                .collect(),
         }
+    }
+
+    /// Two entries that are one setting, by line.
+    fn twice(&self, entries: &[Entry]) -> Option<((String, usize), (String, usize))> {
+        self.others.iter().find_map(|names| {
+            let mut found: Vec<(String, usize)> = entries
+                .iter()
+                .filter(|entry| names.contains(&entry.key))
+                .map(|entry| (entry.key.clone(), entry.line))
+                .collect();
+            found.sort_by_key(|(_, line)| *line);
+            let mut found = found.into_iter();
+            found.next().zip(found.next())
+        })
     }
 
     /// Why a key cannot stand where it does, or `None`: what to do instead.
     fn objection(&self, name: &str, value: &DeValue<'_>, agents: bool) -> Option<String> {
-        let is_serves = self.serve.iter().any(|key| key == name);
+        let is_other = self.others.iter().flatten().any(|key| key == name);
+        let is_serves = is_other || self.serve.iter().any(|key| key == name);
         let is_agents = self.agent.iter().any(|key| key == name);
         if is_agents || (is_serves && !agents) {
             return None;

@@ -72,6 +72,16 @@ pub enum ConfigError {
         /// What to write instead.
         hint: String,
     },
+    /// One setting by two of its names.
+    #[error("{}, lines {} and {}: `{}` and `{}` are one setting", path.display(), first.1, second.1, first.0, second.0)]
+    Twice {
+        /// Which file.
+        path: PathBuf,
+        /// The key that comes first, and its line, from 1.
+        first: (String, usize),
+        /// The other one.
+        second: (String, usize),
+    },
     /// A value that a setting does not take.
     #[error("{}, line {line}: invalid value {value} for `{key}`: {accepted}", path.display())]
     Value {
@@ -110,6 +120,7 @@ impl ConfigError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::UnknownKey { hint, .. } => Some(hint),
+            Self::Twice { .. } => Some("leave one out"),
             Self::Read { .. } => Some("name another file with --config or ORCHD_CONFIG"),
             Self::TokenAndFile { .. } => {
                 Some("leave one out: a file can hold several tokens, one a line")
@@ -153,8 +164,7 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
         definition.clone()
     } else {
         // Whoever asks for nothing is shown what there is. To the parser, variables are arguments.
-        let unset = |arg: Arg| arg.env(Resettable::Reset);
-        definition.clone().mut_args(unset)
+        without_variables(definition.clone())
     };
     let first = parser.try_get_matches_from(&arguments);
     let (matches, complaint) = match first {
@@ -164,8 +174,13 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
             let lenient = definition.clone().ignore_errors(true);
             (lenient.try_get_matches_from(&arguments)?, Some(complaint))
         }
-        Err(complaint) => return Err(name_variable(complaint, &definition, &arguments).into()),
+        Err(complaint) => {
+            let complaint = plain(complaint, &definition, &arguments);
+            return Err(name_variable(complaint, &definition, &arguments).into());
+        }
     };
+    let complaint = complaint.map(|complaint| plain(complaint, &definition, &arguments));
+    let given = arguments.clone();
     let (verb, leaf, leaf_matches) = descend(&definition, &matches);
     let globals = globals(&leaf, leaf_matches);
     if verb.is_none_or(|verb| WITHOUT_FILE.contains(&verb)) {
@@ -222,7 +237,7 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
                 path: file.path.clone(),
                 reason: first_paragraph(&e),
             },
-            _ => e.into(),
+            _ => plain(e, &definition, &given).into(),
         })?;
     let (_, leaf, leaf_matches) = descend(&definition, &matches);
     let settings = applicable(scope, &leaf)
@@ -235,6 +250,23 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
         settings,
         globals,
     })
+}
+
+/// The definition as if no variable were set.
+fn without_variables(definition: Command) -> Command {
+    definition
+        .mut_args(|arg| arg.env(Resettable::Reset))
+        .mut_subcommands(without_variables)
+}
+
+/// What the parser complains of, with a usage that shows what has to be given: to the parser, what a variable sets is
+/// given, and is shown as if it had to be.
+fn plain(complaint: clap::Error, definition: &Command, arguments: &[OsString]) -> clap::Error {
+    match without_variables(definition.clone()).try_get_matches_from(arguments) {
+        Err(other) if other.kind() == complaint.kind() => other,
+        // It is about a variable.
+        _ => complaint,
+    }
 }
 
 /// The verb, and the definition and matches of the command at the end of it.
@@ -269,6 +301,17 @@ fn applicable(scope: Scope, leaf: &Command) -> impl Iterator<Item = &Arg> {
 /// An option's name in the file.
 fn key(arg: &Arg) -> String {
     arg.get_long().unwrap_or_default().replace('-', "_")
+}
+
+/// All names of an option in the file, that one first.
+fn keys(arg: &Arg) -> impl Iterator<Item = String> {
+    longs(arg).map(|long| long.replace('-', "_"))
+}
+
+/// All long names of an option, the shown one first.
+fn longs(arg: &Arg) -> impl Iterator<Item = &str> {
+    let others = arg.get_all_aliases().into_iter().flatten();
+    arg.get_long().into_iter().chain(others)
 }
 
 /// An option whose value is not for everybody's eyes: the definition hides the value of its variable.
@@ -310,11 +353,15 @@ fn name_variable(
         return error;
     };
     let is_given = |arg: &Arg| {
-        let flag = format!("--{}", arg.get_long().unwrap_or_default());
-        arguments.iter().filter_map(|a| a.to_str()).any(|given| {
-            given
-                .strip_prefix(&flag)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        let mut given = arguments
+            .iter()
+            .filter_map(|a| a.to_str()?.strip_prefix("--"));
+        given.any(|given| {
+            longs(arg).any(|long| {
+                given
+                    .strip_prefix(long)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            })
         })
     };
     let by_verb = arguments

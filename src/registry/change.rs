@@ -119,9 +119,7 @@ impl Change {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Nothing is known of it.
-    #[error(
-        "no node {node_id} is registered; an agent registers it, or `orchd nodes register {node_id}`"
-    )]
+    #[error("no node {node_id} is registered")]
     UnknownNode {
         /// Which.
         node_id: NodeId,

@@ -238,6 +238,31 @@ fn a_bad_variable_is_named_itself_and_takes_bare_numbers_only() {
 }
 
 #[test]
+fn a_usage_shows_what_has_to_be_given_whatever_variables_are_set() {
+    let variables = [
+        ("ORCHD_SERVER", "http://10.0.0.1:8080"),
+        ("ORCHD_API_TOKEN", "t"),
+    ];
+    for (arguments, usage) in [
+        (&["nodes", "get"][..], "orchd nodes get <NODE>..."),
+        (
+            &["nodes", "get", "a", "--nonsense"],
+            "orchd nodes get <NODE>...",
+        ),
+        (
+            &["nodes", "wait", "a"],
+            "orchd nodes wait --for <STATE> <NODE>...",
+        ),
+    ] {
+        let output = orchd(arguments).envs(variables).output();
+        let ran = Ran::from(output.expect("orchd runs"));
+        assert_eq!(ran.exit, Some(2), "{}", ran.stderr);
+        let shown = format!("\nUsage: {usage}\n");
+        assert!(ran.stderr.contains(&shown), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn engines_are_named_as_given_else_default_else_by_host_and_port() {
     let name = |engines: &[&str]| -> Result<Vec<String>, String> {
         let engines: Vec<EngineArg> = engines
@@ -296,7 +321,8 @@ fn register_announces_a_node_and_says_what_comes_next() {
         ran.stderr,
         format!(
             "gpu-7 is announced: it goes Online when its agent comes, and Offline when none has come within 30s\n\
-             hint: start it there: orchd agent --node-id gpu-7 --server {}\n",
+             hint: start it there: orchd agent --node-id gpu-7 --server {} --listen 10.0.0.7:9200 --machine-id m7 --label \
+             rack=b2\n",
             fake.url()
         )
     );

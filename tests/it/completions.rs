@@ -159,6 +159,7 @@ fn verbs_options_and_values_complete_without_a_control_plane() {
         ("orchd nodes undr", "undrain"),
         ("orchd nodes wait n --for dr", "drained"),
         ("orchd nodes list --status Off", "Offline"),
+        ("orchd nodes list --status Draine", "Drained"),
         ("orchd nodes drain --dead", "--deadline"),
         ("orchd completions elv", "elvish"),
     ];

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::config::{Files, SECRET, chmod, run_with, show, text};
+use crate::fake_control_plane::{Ran, orchd};
 
 #[test]
 fn whatever_is_shown_can_be_written_into_a_file_as_it_is() {
@@ -49,6 +50,18 @@ fn what_is_made_from_another_setting_says_from_which() {
         settings["restart_grace"],
         json!(["2m", "derived", "node_timeout, at least 30s"])
     );
+    for verb in ["serve", "agent"] {
+        let (settings, _) = show(&[verb], &[]);
+        let [count, source, from] =
+            [0, 1, 2].map(|at| settings["max_connections"][at].as_str().expect("text"));
+        let count: u32 = count.parse().expect("a number");
+        assert!((64..=65_536).contains(&count), "{count}");
+        assert_eq!(source, "derived");
+        assert_eq!(
+            from,
+            "half of the files that this process may open, 64 to 65536"
+        );
+    }
     let (settings, _) = show(&["agent", "--", "--listen", "127.0.0.1:7"], &[]);
     assert_eq!(
         settings["advertise"],
@@ -68,6 +81,7 @@ fn of_a_token_and_a_file_of_tokens_the_stronger_source_wins() {
     let flag = [SECRET, "flag", "--api-token"];
     let variable = [SECRET, "env", "ORCHD_API_TOKEN"];
     let alias = [SECRET, "env", "LLORCH_API_TOKEN"];
+    let file_alias = [tokens, "env", "LLORCH_API_TOKEN_FILE"];
     let file_flag = [tokens, "flag", "--api-token-file"];
     let file_variable = [tokens, "env", "ORCHD_API_TOKEN_FILE"];
     let api_token = ("ORCHD_API_TOKEN", SECRET);
@@ -75,7 +89,9 @@ fn of_a_token_and_a_file_of_tokens_the_stronger_source_wins() {
     let api_token_file = ("ORCHD_API_TOKEN_FILE", tokens);
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], [&'a str; 3], bool);
     #[rustfmt::skip]
-    let table: [Case; 10] = [
+    let table: [Case; 12] = [
+        (&[], &[("LLORCH_API_TOKEN_FILE", tokens)], file_alias, true),
+        (&["--api-token", SECRET], &[("LLORCH_API_TOKEN_FILE", tokens)], flag, false),
         (&["--api-token", SECRET], &[api_token_file], flag, false),
         (&["--api-token", SECRET, "--config", named], &[], flag, false),
         (&["--api-token-file", tokens], &[api_token], file_flag, true),
@@ -250,6 +266,51 @@ fn check_says_before_a_start_what_a_start_would_say() {
 }
 
 #[test]
+fn a_setting_goes_by_the_name_of_its_variable_without_prefix_and_unit_as_well() {
+    let files = Files::new();
+    for (key, other, value) in [
+        ("admission_bytes", "admission", "3MiB"),
+        ("fleet_hold_percent", "fleet_hold", "7"),
+    ] {
+        let flag = |name: &str| format!("--{}", name.replace('_', "-"));
+        let (settings, _) = show(&["--", &flag(other), value], &[]);
+        assert_eq!(settings[key], json!([value, "flag", flag(key)]));
+        let file = files.write("c.toml", format!("\n{other} = '{value}'\n"));
+        let here = format!("{}:2", file.display());
+        let (settings, stderr) = show(&["--config", text(&file)], &[]);
+        assert_eq!(settings[key], json!([value, "file", here]), "{stderr}");
+        // Both are one, of which nobody guesses which one is meant.
+        let file = files.write("c.toml", format!("{other} = '1'\n\n{key} = '1'\n"));
+        let ran = run_with(&["serve", "--config", text(&file)], &[]);
+        assert_eq!(ran.exit, Some(2));
+        assert_eq!(
+            ran.stderr,
+            format!(
+                "error: {}, lines 1 and 3: `{other}` and `{key}` are one setting\nhint: leave one out\n",
+                file.display()
+            )
+        );
+        let ran = run_with(&["serve", &flag(other), "x"], &[]);
+        assert!(ran.stderr.contains(&flag(key)), "{}", ran.stderr);
+        let file = files.write("c.toml", format!("[agent]\n{other} = '1'\n"));
+        let ran = run_with(&["agent", "--config", text(&file)], &[]);
+        assert!(ran.stderr.contains("above [agent]"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn the_file_in_the_readme_is_good_once_there_is_a_token() {
+    let readme = include_str!("../../README.md");
+    let example = readme.split("```toml\n").nth(1).expect("there is one");
+    let example = example.split("```").next().expect("it ends");
+    let files = Files::new();
+    let file = files.write("c.toml", example);
+    let check = ["config", "check", "--config", text(&file)];
+    let ran = run_with(&check, &[("ORCHD_API_TOKEN", SECRET)]);
+    assert_eq!(ran.exit, Some(0), "{}", ran.stderr);
+}
+
+#[test]
 fn units_stop_later_than_the_shutdown_grace_and_are_hardened() {
     let files = Files::new();
     let file = files.write("c.toml", "shutdown_grace = '2m'\n");
@@ -263,7 +324,8 @@ fn units_stop_later_than_the_shutdown_grace_and_are_hardened() {
             "TimeoutStopSec=45",
             "ProtectSystem=strict",
             "NoNewPrivileges=yes",
-            &format!("ExecStart=/usr/local/bin/orchd {verb}"),
+            // The file of tests' environment.
+            &format!("ExecStart=/usr/local/bin/orchd {verb} --config /dev/null"),
         ] {
             assert!(
                 ran.stdout.lines().any(|l| l == line),
@@ -279,6 +341,54 @@ fn units_stop_later_than_the_shutdown_grace_and_are_hardened() {
             ran.stdout
         );
     }
+}
+
+#[test]
+fn a_unit_names_the_file_it_was_made_from_and_hands_in_the_files_of_secrets() {
+    let files = Files::new();
+    let file = files.write(
+        "c.toml",
+        "api_token_file = '/etc/orchd/token'\ntls_cert = '/etc/orchd/cert.pem'\ntls_key = '/etc/orchd/100%.pem'\n",
+    );
+    let directory = file.parent().expect("it is in one");
+    let shown = file.display();
+    for verb in ["serve", "agent"] {
+        let mut command = orchd(&["config", "unit", verb, "--config", "c.toml"]);
+        let ran = Ran::from(command.current_dir(directory).output().expect("orchd runs"));
+        assert_eq!(ran.exit, Some(0), "{}", ran.stderr);
+        for text in [
+            format!("# Settings: {shown}, "),
+            format!(
+                "\nExecStart=/usr/local/bin/orchd {verb} --config {shown} \\\n    \
+                 --api-token-file ${{CREDENTIALS_DIRECTORY}}/api_token_file \\\n    \
+                 --tls-cert ${{CREDENTIALS_DIRECTORY}}/tls_cert \\\n    \
+                 --tls-key ${{CREDENTIALS_DIRECTORY}}/tls_key\n"
+            ),
+            "\nLoadCredential=api_token_file:/etc/orchd/token\n".to_owned(),
+            "\nLoadCredential=tls_key:/etc/orchd/100%%.pem\n".to_owned(),
+        ] {
+            assert!(ran.stdout.contains(&text), "{text}\n{}", ran.stdout);
+        }
+        assert!(!ran.stdout.contains("S@"), "{}", ran.stdout);
+        let hidden = format!("warning: {shown} is hidden from the service");
+        assert!(ran.stderr.contains(&hidden), "{}", ran.stderr);
+    }
+    // A file of the user's own, which nobody named, is none of the service's.
+    let home = directory.to_str().expect("UTF-8");
+    files.write("orchd/config.toml", "cloud = true\n");
+    let mut command = orchd(&["config", "unit", "serve"]);
+    command
+        .env("XDG_CONFIG_HOME", home)
+        .env_remove("ORCHD_CONFIG");
+    let ran = Ran::from(command.output().expect("orchd runs"));
+    assert!(
+        ran.stderr
+            .contains("warning: the service reads /etc/orchd/config.toml, not "),
+        "{}",
+        ran.stderr
+    );
+    let start = "\nExecStart=/usr/local/bin/orchd serve\n";
+    assert!(ran.stdout.contains(start), "{}", ran.stdout);
 }
 
 #[test]

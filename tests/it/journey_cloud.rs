@@ -635,7 +635,7 @@ impl Drain {
         progress.read_line(&mut first).expect("UTF-8");
         let acknowledged = Instant::now();
         assert!(
-            first.contains("in flight"),
+            first.contains("requests left"),
             "progress of the drain: {first:?}"
         );
         let rest = std::thread::spawn(move || {

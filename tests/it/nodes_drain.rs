@@ -36,8 +36,8 @@ fn drain_waits_and_tells_each_change_once_when_piped() {
     assert_eq!(
         said,
         [
-            "gpu-1: 7 requests in flight, 7 at start",
-            "gpu-1: 1 request in flight, 7 at start",
+            "gpu-1: 7 of 7 requests left",
+            "gpu-1: 1 of 7 requests left",
             "gpu-1: no requests left, waiting for the agent to confirm",
         ]
     );
@@ -45,6 +45,48 @@ fn drain_waits_and_tells_each_change_once_when_piped() {
     assert_eq!(asked[0].body["reason"], "driver update");
     let by = asked[0].body["requested_by"].as_str().expect("who asks");
     assert!(by == "ada" || by.starts_with("ada@"), "{by}");
+}
+
+#[test]
+fn a_piped_line_of_progress_has_the_times_at_the_change() {
+    let draining = |n: u32, left: u32| {
+        let oldest = (n > 0).then(|| 725_000 - left);
+        let changes = json!({"remaining_ms": left, "oldest_ms": oldest});
+        node("gpu-1", &drain("draining", n, &changes))
+    };
+    let done = json!({"unverified": true});
+    let drained = node("gpu-1", &drain("drained", 0, &done));
+    let fake = Fake::start([
+        step(DRAIN, 202, &draining(2, 600_000)),
+        step(NODE, 200, &draining(2, 599_000)),
+        // Less time is no news.
+        step(NODE, 200, &draining(2, 598_000)),
+        step(NODE, 200, &draining(1, 500_000)),
+        step(NODE, 200, &draining(0, 499_000)),
+        step(NODE, 200, &drained),
+    ]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1", "--deadline", "10m"]);
+    assert_eq!(
+        (ran.exit, ran.stdout.as_str()),
+        (
+            Some(0),
+            "gpu-1 drained: 7 requests finished, 0 cut; unverified: its agent did not confirm it\n"
+        )
+    );
+    let said: Vec<&str> = ran
+        .stderr
+        .lines()
+        .map(|line| line.split(", after ").next().expect("a first part"))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "gpu-1: 2 of 7 requests left (oldest 2m06s), cut off in 9m59s",
+            "gpu-1: 1 of 7 requests left (oldest 3m45s), cut off in 8m20s",
+            "gpu-1: no requests left, waiting for the agent to confirm",
+        ]
+    );
+    fake.asked();
 }
 
 #[test]
@@ -241,25 +283,28 @@ fn a_control_plane_that_goes_away_for_a_moment_does_not_end_the_waiting() {
 
 #[test]
 fn undrain_says_whether_the_node_takes_requests_again() {
+    let unknown = |request: &str| {
+        let message = "nothing is known of node c";
+        refusal(request, 404, "NODE_NOT_FOUND", message)
+    };
+    let draining = node("a", &drain("draining", 3, &json!({})));
     let fake = Fake::start([
+        step("GET /v2/nodes/a", 200, &draining),
         step("DELETE /v2/nodes/a/drain", 200, &node("a", &json!({}))),
+        step("GET /v2/nodes/b", 200, &node("b", &json!({}))),
         step(
             "DELETE /v2/nodes/b/drain",
             200,
             &node("b", &json!({"status": "Offline", "schedulable": false})),
         ),
-        refusal(
-            "DELETE /v2/nodes/c/drain",
-            404,
-            "NODE_NOT_FOUND",
-            "nothing is known of node c",
-        ),
+        unknown("GET /v2/nodes/c"),
+        unknown("DELETE /v2/nodes/c/drain"),
     ]);
     let ran = fake.run(&["nodes", "undrain", "a", "b", "c"]);
     assert_eq!(ran.exit, Some(3));
     assert_eq!(
         ran.stdout,
-        "a undrained, takes new requests\nb undrained, takes no requests: it is Offline\n"
+        "a undrained, takes new requests\nb was not draining, takes no requests: it is Offline\n"
     );
     assert!(
         ran.stderr

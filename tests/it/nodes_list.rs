@@ -284,6 +284,39 @@ fn nodes_list_asks_for_statuses_in_any_case_and_prints_names() {
 }
 
 #[test]
+fn the_words_that_a_list_shows_are_those_by_which_it_can_be_asked() {
+    let nodes = || {
+        let with = |name: &str, state: &str| node(name, &drain(state, 0, &json!({})));
+        list(&[with("busy", "draining"), with("idle", "drained")])
+    };
+    let cases = [
+        ("drained", "idle\n"),
+        ("Draining", "busy\nidle\n"),
+        ("DRAINED,draining", "busy\nidle\n"),
+    ];
+    for (words, names) in cases {
+        let request = "GET /v2/nodes?limit=1000&status=Draining";
+        let fake = Fake::start([step(request, 200, &nodes())]);
+        let ran = fake.run(&["nodes", "list", "--status", words, "-o", "name"]);
+        assert_eq!((ran.exit, ran.stdout.as_str()), (Some(0), names), "{words}");
+        fake.asked();
+    }
+    // Those that left are asked for by themselves, and are marked.
+    let request = "GET /v2/nodes?limit=1000&departed=true";
+    let fake = Fake::start([step(request, 200, &nodes())]);
+    let ran = fake.run(&["nodes", "list", "--status", "departed", "-o", "json"]);
+    assert!(ran.stdout.contains("\"departed\": true"), "{}", ran.stdout);
+    fake.asked();
+    let fake = Fake::start([step(
+        "GET /v2/nodes?limit=1000&status=Draining",
+        200,
+        &list(&[]),
+    )]);
+    let ran = fake.run(&["nodes", "list", "--status", "Drained"]);
+    assert_eq!(ran.stderr, "no nodes that are Drained\n");
+}
+
+#[test]
 fn an_empty_fleet_is_said_on_stderr_with_the_next_step() {
     let fake = Fake::start([step(LIST, 200, &list(&[]))]);
     let ran = fake.run(&["nodes", "list"]);

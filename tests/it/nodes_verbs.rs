@@ -417,8 +417,8 @@ fn a_fleet_hold_is_a_warning_beside_the_table_and_data_in_json() {
     assert_eq!(ran.exit, Some(0));
     assert_eq!(
         ran.stderr,
-        "warning: fleet hold for 12s: 42 nodes fell silent at once, more likely a fault on this side than theirs; none of \
-         them goes Offline for another 9m\n"
+        "warning: fleet hold for 12s: none of 42 silent nodes goes Offline for another 9m, because so many fell silent at \
+         once: more likely the fault is on the control plane's side (its network, perhaps) than on theirs\n"
     );
     assert_eq!(ran.stdout.lines().count(), 2);
     let ran = fake.run(&["nodes", "list", "-o", "json"]);
@@ -491,7 +491,7 @@ fn in_home_every_verb_of_nodes_exits_4_with_one_hint() {
         (NODE, &["get", "gpu-1"]),
         (NODE, &["wait", "gpu-1", "--for", "online"]),
         ("POST /v2/nodes/gpu-1/drain", &["drain", "gpu-1"]),
-        ("DELETE /v2/nodes/gpu-1/drain", &["undrain", "gpu-1"]),
+        (NODE, &["undrain", "gpu-1"]),
         (
             "POST /v2/nodes/register",
             &["register", "gpu-1", "--engine", "http://10.0.0.7:8081"],

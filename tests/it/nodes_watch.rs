@@ -198,6 +198,29 @@ fn a_watch_on_a_terminal_is_redrawn_in_place_and_ctrl_c_brings_back_what_was_the
 }
 
 #[test]
+fn a_watch_on_a_terminal_shows_all_of_a_fleet_hold() {
+    let mut held = list(&[node("a", &json!({}))]);
+    held["fleet_hold"] = json!({"since_ms": 12_000, "nodes": 42, "ends_in_ms": 540_000});
+    let fake = Fake::start([
+        step(LIST, 200, &held),
+        no_events().again(),
+        step(LIST, 200, &held).again(),
+    ]);
+    let (_, seen) = on_terminal(&fake, &[], "qwen3-8b");
+    let picture = anstream::adapter::strip_str(&seen).to_string();
+    let lines: Vec<&str> = picture.split("\r\n").map(str::trim).collect();
+    assert_eq!(
+        lines[1..4].join(" "),
+        "fleet hold for 12s: none of 42 silent nodes goes Offline for another 9m, because so many fell silent at once: \
+         more likely the fault is on the control plane's side (its network, perhaps) than on theirs"
+    );
+    assert!(
+        lines[1].contains("none of 42 silent nodes goes Offline for another 9m"),
+        "{picture}"
+    );
+}
+
+#[test]
 fn a_watch_on_a_terminal_has_no_colours_against_no_color() {
     let fleet = [node("a", &json!({}))];
     for (environment, colored) in [(&[][..], true), (&[("NO_COLOR", "1")], false)] {

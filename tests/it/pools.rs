@@ -196,3 +196,21 @@ fn models_list_prints_names_and_json_and_says_when_there_are_none() {
     );
     fake.asked();
 }
+
+#[test]
+fn models_list_tells_a_refusal_in_the_gateways_form_as_other_verbs_tell_theirs() {
+    let message = "this takes a token: send `Authorization: Bearer TOKEN`, or `x-api-key: TOKEN`";
+    let error = json!({"error": {"message": message, "type": "authentication_error", "param": null, "code": "unauthorized"}});
+    let fake = Fake::start([step("GET /v1/models", 401, &error)]);
+    let ran = fake.run(&["models", "list"]);
+    assert_eq!((ran.exit, ran.stdout.as_str()), (Some(7), ""));
+    let server = fake.url();
+    assert_eq!(
+        ran.stderr,
+        format!(
+            "error: {server} does not accept this request: {message}\n\
+             hint: put the control plane's token into ORCHD_API_TOKEN\n"
+        )
+    );
+    fake.asked();
+}

@@ -205,7 +205,7 @@ fn a_fleet_speaks_tls_on_every_hop() {
     );
     assert_eq!(ran.exit, Some(6), "{}", ran.stderr);
     assert!(
-        ran.stderr.contains("not for localhost, but for"),
+        ran.stderr.contains("not for localhost, but for 127.0.0.1;"),
         "{}",
         ran.stderr
     );
@@ -220,6 +220,8 @@ fn a_fleet_speaks_tls_on_every_hop() {
         "{}",
         ran.stderr
     );
+    let hint = format!("hint: say --server {server}, or set ORCHD_SERVER to it\n");
+    assert!(ran.stderr.ends_with(&hint), "{}", ran.stderr);
 }
 
 #[test]

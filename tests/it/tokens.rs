@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::scripted_engine::{Script, ScriptedEngine};
@@ -433,6 +434,28 @@ fn a_short_token_is_warned_of_on_loopback() {
     let orchd = Process::start(&["serve"], &environment);
     assert_eq!(status(orchd.address, "/v2/pools", Some(OLD)), 200);
     assert_eq!(status(orchd.address, "/v2/pools", None), 401);
+}
+
+#[test]
+fn a_short_token_is_warned_of_when_it_comes_later_and_a_file_that_is_gone_was_not_read_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = write(dir.path(), "token", OLD);
+    let mut orchd = Process::start(&["serve", "--api-token-file", &file], &[]);
+    orchd.logged("a token is needed");
+    assert!(!orchd.log().contains("shorter than 32"), "{}", orchd.log());
+    write(dir.path(), "token", "s3cret\n");
+    orchd.signal(Signal::SIGHUP);
+    orchd.logged("shorter than 32 characters");
+    orchd.logged("SIGHUP: tokens and certificates were read again");
+    std::fs::remove_file(&file).expect("it is there");
+    orchd.signal(Signal::SIGHUP);
+    orchd.logged("are not taken; those from before stay in force");
+    // What is said of a signal is said by the time that the next one is heard.
+    write(dir.path(), "token", OLD);
+    orchd.signal(Signal::SIGHUP);
+    says(&orchd, "the tokens were exchanged", 2);
+    says(&orchd, "SIGHUP: ", 2);
+    assert_eq!(orchd.log().matches("SIGHUP: ").count(), 2);
 }
 
 #[test]

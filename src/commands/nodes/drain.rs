@@ -13,7 +13,7 @@ use console::Term;
 use indicatif::{MultiProgress, ProgressBar};
 use tokio::time::Instant;
 
-use super::progress::spinning;
+use super::progress::{set_message, spinning};
 use super::{Failures, elapsed, select};
 use crate::cli::{NodesDrainArgs, show_duration};
 use crate::client::{Client, ClientError, NodesQuery};
@@ -298,43 +298,36 @@ impl Waiting {
             .filter(|pending| pending.bar.is_none())
             .map(|pending| pending.in_flight)
             .sum();
-        self.rest
-            .get_or_insert_with(|| spinning(bars.add(ProgressBar::new_spinner())))
-            .set_message(format!(
-                "and {}: {} in flight",
-                counted(more, "more node"),
-                requests(in_flight)
-            ));
+        let rest = self
+            .rest
+            .get_or_insert_with(|| spinning(bars.add(ProgressBar::new_spinner())));
+        let (nodes, requests) = (counted(more, "more node"), requests(in_flight));
+        set_message(rest, &format!("and {nodes}: {requests} in flight"));
     }
 
     fn progress(&mut self, at: usize, drain: &DrainView) {
-        self.pending[at].in_flight = drain.in_flight;
-        let mut text = if drain.in_flight == 0 {
-            "no requests left, waiting for the agent to confirm".to_owned()
-        } else {
-            format!(
-                "{} in flight, {} at start",
-                requests(drain.in_flight),
-                drain.in_flight_at_start
-            )
-        };
-        // Elsewhere the time left would be news with every look.
-        if let Some(left) = drain.remaining_ms.filter(|_| self.bars.is_some()) {
-            let left = stopwatch(Duration::from_millis(left));
-            text += &format!(", cut off in {left}");
-        }
-        self.say(at, &text);
+        let pending = &mut self.pending[at];
+        pending.in_flight = drain.in_flight;
+        let news = (drain.in_flight, drain.in_flight_at_start);
+        let text = standing(drain);
+        self.show(at, &format!("{news:?}"), &text);
     }
 
-    /// Shows how one drain stands: on the spinner's line, or as a line of its own when that is news.
     fn say(&mut self, at: usize, text: &str) {
+        self.show(at, text, text);
+    }
+
+    /// Shows how one drain stands: on the spinner's line, or as a line of its own when `news` are others than before.
+    /// Times are none: they would be news with every look.
+    fn show(&mut self, at: usize, news: &str, text: &str) {
         let shown = self.pending.iter().filter(|p| p.bar.is_some()).count();
         let pending = &mut self.pending[at];
         let elapsed = stopwatch(pending.asked.elapsed());
+        let line = format!("{}: {text}, after {elapsed}", pending.node);
         let Some(bars) = &self.bars else {
-            if pending.said != text {
-                output::note(&format!("{}: {text}, after {elapsed}", pending.node));
-                text.clone_into(&mut pending.said);
+            if pending.said != news {
+                output::note(&line);
+                news.clone_into(&mut pending.said);
             }
             return;
         };
@@ -344,7 +337,7 @@ impl Waiting {
             pending.bar = Some(spinning(bar));
         }
         if let Some(bar) = &pending.bar {
-            bar.set_message(format!("{}: {text}, after {elapsed}", pending.node));
+            set_message(bar, &line);
         }
     }
 
@@ -458,6 +451,26 @@ fn named(texts: impl ExactSizeIterator<Item = String>, between: &str) -> String 
     first.join(between)
 }
 
+/// How a drain stands that is not done: how many requests are left, how old the oldest one is, and when they end.
+fn standing(drain: &DrainView) -> String {
+    if drain.in_flight == 0 {
+        return "no requests left, waiting for the agent to confirm".to_owned();
+    }
+    let time = |ms| stopwatch(Duration::from_millis(ms));
+    let mut text = format!(
+        "{} of {} left",
+        drain.in_flight,
+        requests(drain.in_flight_at_start)
+    );
+    if let Some(ms) = drain.oldest_ms {
+        text += &format!(" (oldest {})", time(ms));
+    }
+    if let Some(ms) = drain.remaining_ms {
+        text += &format!(", cut off in {}", time(ms));
+    }
+    text
+}
+
 fn summary(drain: &DrainView) -> String {
     let finished = drain.in_flight_at_start.saturating_sub(drain.cut);
     let unverified = if drain.unverified {
@@ -482,5 +495,40 @@ fn requested_by() -> String {
         (Some(user), Some(host)) => format!("{user}@{host}"),
         (Some(one), None) | (None, Some(one)) => one,
         (None, None) => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::UnixMs;
+
+    #[test]
+    fn progress_tells_what_is_left_how_old_it_is_and_when_it_ends_and_fits_a_terminal() {
+        let drain = |in_flight, remaining_ms, oldest_ms| DrainView {
+            id: "d1".to_owned(),
+            state: DrainState::Draining,
+            reason: None,
+            requested_by: None,
+            started_at_ms: UnixMs(1),
+            remaining_ms,
+            in_flight,
+            oldest_ms,
+            in_flight_at_start: 5,
+            cut: 0,
+            unverified: false,
+        };
+        let usual = standing(&drain(3, Some(550_000), Some(125_000)));
+        assert_eq!(
+            usual,
+            "3 of 5 requests left (oldest 2m05s), cut off in 9m10s"
+        );
+        let line = format!("- gpu-node-12: {usual}, after 50s");
+        assert!(line.len() <= 80, "{line}");
+        assert_eq!(standing(&drain(1, None, None)), "1 of 5 requests left");
+        assert_eq!(
+            standing(&drain(0, Some(1), None)),
+            "no requests left, waiting for the agent to confirm"
+        );
     }
 }

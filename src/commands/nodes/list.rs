@@ -10,12 +10,12 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::{cells, reasons, watch};
-use crate::cli::{NodesListArgs, OutputFormat};
+use crate::cli::{NodesListArgs, OutputFormat, StatusWord};
 use crate::client::{Client, ClientError, NodesQuery};
 use crate::commands::failure::Exit;
 use crate::commands::output::{self, Cells, Column, Tone};
 use crate::commands::words::{age, counted, wall_clock};
-use crate::types::{FleetHold, NodeId, NodeList, NodeView, UnixMs};
+use crate::types::{DrainState, FleetHold, NodeId, NodeList, NodeStatus, NodeView, UnixMs};
 
 /// The columns, narrow ones that tell most first to stay. `wide` adds those after [`NARROW`].
 const COLUMNS: [Column; 13] = [
@@ -74,41 +74,92 @@ pub(super) struct Fleet {
     pub hold: Option<FleetHold>,
 }
 
-pub(super) fn query(args: &NodesListArgs) -> NodesQuery {
-    NodesQuery {
-        status: args.status.clone(),
-        labels: super::label_pairs(&args.labels),
-        departed: false,
+/// What of the fleet is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// Of those that are registered; `None` when only others are wanted.
+    registered: Option<NodesQuery>,
+    /// Of those that left; `None` when they are not wanted.
+    departed: Option<NodesQuery>,
+    /// Of those under a drain, the ones that are done.
+    drained_only: bool,
+}
+
+impl Wanted {
+    /// What these options ask for. The control plane knows no `Drained`: it is `Draining`, of which some are left out
+    /// here.
+    pub(super) fn of(args: &NodesListArgs) -> Self {
+        let named = |word| args.status.contains(&word);
+        let mut statuses: Vec<NodeStatus> = Vec::new();
+        for word in &args.status {
+            let status = match word {
+                StatusWord::Status(status) => *status,
+                StatusWord::Drained => NodeStatus::Draining,
+                StatusWord::Departed => continue,
+            };
+            if !statuses.contains(&status) {
+                statuses.push(status);
+            }
+        }
+        let query = NodesQuery {
+            status: statuses,
+            labels: super::label_pairs(&args.labels),
+            departed: false,
+        };
+        let departed_only = query.status.is_empty() && !args.status.is_empty();
+        let departed = with_departed(args).then(|| NodesQuery {
+            departed: true,
+            status: if named(StatusWord::Departed) {
+                Vec::new()
+            } else {
+                query.status.clone()
+            },
+            ..query.clone()
+        });
+        Self {
+            registered: (!departed_only).then_some(query),
+            departed,
+            drained_only: named(StatusWord::Drained)
+                && !named(StatusWord::Status(NodeStatus::Draining)),
+        }
+    }
+
+    fn takes(&self, node: &NodeView) -> bool {
+        let drained = || {
+            let state = node.drain.as_ref().map(|drain| drain.state);
+            state == Some(DrainState::Drained)
+        };
+        !self.drained_only || node.status != NodeStatus::Draining || drained()
     }
 }
 
-/// Asks for the fleet; with `all`, for those that left, too.
-pub(super) async fn ask(
-    client: &Client,
-    query: &NodesQuery,
-    all: bool,
-) -> Result<Fleet, ClientError> {
-    let list = client.nodes(query).await?;
-    let hold = list.fleet_hold;
+fn with_departed(args: &NodesListArgs) -> bool {
+    args.all || args.status.contains(&StatusWord::Departed)
+}
+
+/// Asks for the fleet.
+pub(super) async fn ask(client: &Client, wanted: &Wanted) -> Result<Fleet, ClientError> {
+    let mut fleet = Fleet::default();
     let mut entries: BTreeMap<NodeId, Entry> = BTreeMap::new();
-    if all {
-        let departed = NodesQuery {
-            departed: true,
-            ..query.clone()
-        };
-        for view in client.nodes(&departed).await?.nodes {
+    let mut registered = Vec::new();
+    if let Some(query) = &wanted.registered {
+        let list = client.nodes(query).await?;
+        fleet.hold = list.fleet_hold;
+        registered = list.nodes;
+    }
+    if let Some(query) = &wanted.departed {
+        let nodes = client.nodes(query).await?.nodes.into_iter();
+        for view in nodes.filter(|view| query.status.is_empty() || wanted.takes(view)) {
             let presence = Presence::Departed;
             entries.insert(view.node_id.clone(), Entry { view, presence });
         }
     }
     // A node that came back between the two answers is registered.
-    for view in list.nodes {
+    for view in registered.into_iter().filter(|view| wanted.takes(view)) {
         entries.insert(view.node_id.clone(), view.into());
     }
-    Ok(Fleet {
-        entries: entries.into_values().collect(),
-        hold,
-    })
+    fleet.entries = entries.into_values().collect();
+    Ok(fleet)
 }
 
 pub(super) async fn run(args: NodesListArgs, client: Client) -> anyhow::Result<ExitCode> {
@@ -116,13 +167,13 @@ pub(super) async fn run(args: NodesListArgs, client: Client) -> anyhow::Result<E
     if args.watch {
         return watch::run(&args, client).await;
     }
-    let fleet = ask(&client, &query(&args), args.all).await?;
+    let fleet = ask(&client, &Wanted::of(&args)).await?;
     let text = match args.output {
         OutputFormat::Json => format!(
             "{}\n",
-            serde_json::to_string_pretty(&answer(&fleet, args.all)?)?
+            serde_json::to_string_pretty(&answer(&fleet, with_departed(&args))?)?
         ),
-        OutputFormat::Yaml => yaml_serde::to_string(&answer(&fleet, args.all)?)?,
+        OutputFormat::Yaml => yaml_serde::to_string(&answer(&fleet, with_departed(&args))?)?,
         OutputFormat::Name => names(&fleet.entries),
         OutputFormat::Table | OutputFormat::Wide => {
             if let Some(hold) = &fleet.hold {
@@ -192,10 +243,10 @@ pub(super) fn names(entries: &[Entry]) -> String {
 /// What a fleet hold means, in one line.
 pub(super) fn hold_line(hold: &FleetHold) -> String {
     format!(
-        "fleet hold for {}: {} fell silent at once, more likely a fault on this side than theirs; none of them goes \
-         Offline for another {}",
+        "fleet hold for {}: none of {} goes Offline for another {}, because so many fell silent at once: more likely \
+         the fault is on the control plane's side (its network, perhaps) than on theirs",
         age(hold.since_ms),
-        counted(hold.nodes, "node"),
+        counted(hold.nodes, "silent node"),
         age(hold.ends_in_ms)
     )
 }

@@ -49,8 +49,19 @@ pub(super) async fn run(command: NodesCommand, client: Client) -> anyhow::Result
 async fn undrain(args: NodesUndrainArgs, client: Client) -> anyhow::Result<ExitCode> {
     let mut failures = Failures::default();
     for node in select(&args.select, &client).await? {
+        // Looked at before, because the answer is the same whether it was draining or not. A node that cannot be looked at
+        // has left, and can be known only for its drain.
+        let word = match client.node(&node).await {
+            Ok(view) if view.drain.is_none() => "was not draining",
+            Ok(_) => "undrained",
+            Err(error) if error.code() == Some(ErrorCode::NodeNotFound) => "undrained",
+            Err(error) => {
+                failures.take(&node, &error)?;
+                continue;
+            }
+        };
         match client.undrain(&node).await {
-            Ok(view) => output::data(&format!("{node} undrained, {}\n", after_undrain(&view)))?,
+            Ok(view) => output::data(&format!("{node} {word}, {}\n", after_undrain(&view)))?,
             Err(error) => failures.take(&node, &error)?,
         }
     }

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
+use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
@@ -54,6 +55,16 @@ pub(super) fn spinning(bar: ProgressBar) -> ProgressBar {
     bar
 }
 
+/// Columns of a spinner's line in front of its message.
+const SPINNER_WIDTH: u16 = 2;
+
+/// Sets a spinner's message, with a sign where the terminal is too narrow for all of it.
+pub(super) fn set_message(bar: &ProgressBar, text: &str) {
+    let (_, columns) = Term::stderr().size();
+    let room = columns.saturating_sub(SPINNER_WIDTH);
+    bar.set_message(output::cut(text, room));
+}
+
 /// One changing line.
 pub(super) struct Spinner {
     bar: Option<ProgressBar>,
@@ -77,14 +88,14 @@ impl Spinner {
     /// Shows how far it is, on a terminal only.
     pub(super) fn show(&self, text: &str) {
         if let Some(bar) = &self.bar {
-            bar.set_message(text.to_owned());
+            set_message(bar, text);
         }
     }
 
     /// Says something of note: on a terminal it is shown, elsewhere it is a line, unless it was the last one.
     pub(super) fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(text.to_owned()),
+            Some(bar) => set_message(bar, text),
             None if *self.said.borrow() == text => {}
             None => {
                 output::note(text);

@@ -21,7 +21,7 @@ pub(super) fn reasons(entry: &Entry, now: UnixMs) -> Vec<String> {
     lines.extend(
         node.drain
             .iter()
-            .map(|drain| format!("{}: {}", drain_word(drain), drain_line(drain, now))),
+            .map(|drain| format!("{}: {}", drain_word(drain), drain_line(node, drain, now))),
     );
     if entry.presence == Presence::Registered {
         lines.extend(health(node));
@@ -52,7 +52,7 @@ fn silence(node: &NodeView, now: UnixMs) -> Option<String> {
     }
 }
 
-pub(super) fn drain_word(drain: &DrainView) -> &'static str {
+fn drain_word(drain: &DrainView) -> &'static str {
     match drain.state {
         DrainState::Draining => "draining",
         DrainState::Drained => "drained",
@@ -60,7 +60,7 @@ pub(super) fn drain_word(drain: &DrainView) -> &'static str {
 }
 
 /// Why, by whom, since when, and how far.
-pub(super) fn drain_line(drain: &DrainView, now: UnixMs) -> String {
+fn drain_line(node: &NodeView, drain: &DrainView, now: UnixMs) -> String {
     let mut parts = vec![
         drain
             .reason
@@ -79,7 +79,8 @@ pub(super) fn drain_line(drain: &DrainView, now: UnixMs) -> String {
     if drain.state == DrainState::Draining {
         parts.push(format!("{} left", requests(drain.in_flight)));
     }
-    if let Some(ms) = drain.remaining_ms {
+    // Where nothing is left, nothing is cut off.
+    if let Some(ms) = drain.remaining_ms.filter(|_| drain.in_flight > 0) {
         parts.push(format!(
             "cut off in {}",
             stopwatch(std::time::Duration::from_millis(ms))
@@ -89,7 +90,12 @@ pub(super) fn drain_line(drain: &DrainView, now: UnixMs) -> String {
         parts.push(format!("{} cut", drain.cut));
     }
     if drain.unverified {
-        parts.push("not confirmed by its agent".to_owned());
+        let why = if node.address.is_none() {
+            "unverified: it has no agent to confirm it"
+        } else {
+            "not confirmed by its agent"
+        };
+        parts.push(why.to_owned());
     }
     parts.join(", ")
 }

@@ -15,9 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cells;
-use super::list::{self, Entry, Fleet, Layout, Lines, Presence};
+use super::list::{self, Entry, Fleet, Layout, Lines, Presence, Wanted};
 use crate::cli::{NodesListArgs, OutputFormat};
-use crate::client::{Client, ClientError, EventStream, EventsQuery, NodesQuery};
+use crate::client::{Client, ClientError, EventStream, EventsQuery};
 use crate::commands::failure::Exit;
 use crate::commands::output::{self, Tone};
 use crate::commands::screen::Screen;
@@ -48,9 +48,9 @@ pub(super) async fn run(args: &NodesListArgs, client: Client) -> anyhow::Result<
 }
 
 async fn watch(args: &NodesListArgs, client: Client) -> anyhow::Result<ExitCode> {
-    let query = list::query(args);
+    let wanted = Wanted::of(args);
     // What is wrong from the start is said before the screen is taken.
-    let first = list::ask(&client, &query, args.all).await?;
+    let first = list::ask(&client, &wanted).await?;
     let mut source = Source {
         changes: Changes {
             client: client.clone(),
@@ -58,8 +58,7 @@ async fn watch(args: &NodesListArgs, client: Client) -> anyhow::Result<ExitCode>
             retry: Instant::now(),
         },
         client,
-        query,
-        all: args.all,
+        wanted,
         took: Duration::ZERO,
     };
     let screen = (args.output != OutputFormat::Name)
@@ -243,7 +242,8 @@ impl Picture<'_> {
         }
         if let Some(hold) = &self.fleet.hold {
             let yellow = Style::new().fg_color(Some(AnsiColor::Yellow.into()));
-            lines.push(painted(yellow, &list::hold_line(hold)));
+            let text = output::wrapped("", "  ", &list::hold_line(hold), Some(columns));
+            lines.extend(text.lines().map(|line| painted(yellow, line)));
         }
         lines.push(String::new());
         let rows = usize::from(rows);
@@ -323,8 +323,7 @@ fn fitting(mut nodes: Vec<(Vec<String>, Tone)>, room: usize) -> Vec<String> {
 struct Source {
     client: Client,
     changes: Changes,
-    query: NodesQuery,
-    all: bool,
+    wanted: Wanted,
     took: Duration,
 }
 
@@ -333,7 +332,7 @@ impl Source {
     async fn next(&mut self) -> Result<Result<Fleet, ClientError>, ClientError> {
         self.changes.wait(POLL.max(self.took * REST)).await;
         let begun = Instant::now();
-        let answer = list::ask(&self.client, &self.query, self.all).await;
+        let answer = list::ask(&self.client, &self.wanted).await;
         self.took = begun.elapsed();
         match answer {
             // Something in between may answer while the control plane restarts.
