@@ -34,6 +34,7 @@ pub mod control;
 pub mod decisions;
 pub mod dispatch;
 pub mod engines;
+pub mod fetch;
 pub mod gateway;
 pub mod listen;
 pub mod metrics;

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use events::{EventStream, EventsQuery, Frame};
 
 use crate::auth::{Guard, Token, Tokens};
+use crate::fetch::{self, FetchError};
 use crate::tls::{self, TlsError};
 use crate::types::{
     Availability, DrainRequest, ErrorBody, ErrorCode, HeartbeatReply, HeartbeatRequest, HttpUrl,
@@ -31,6 +32,10 @@ use crate::types::{
 
 /// Nodes asked for at a time; the most that the control plane gives by default.
 const PAGE: usize = 1_000;
+/// The largest answer about one node, or none: 1,024 pools of half a kilobyte, with room to grow.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+/// The largest answer about all of them: a list of 40,000 pools is a tenth of it.
+const MAX_LIST_BYTES: usize = 256 << 20;
 /// How much of an unexpected answer an error message shows, in characters.
 const EXCERPT: usize = 120;
 
@@ -376,8 +381,7 @@ impl Client {
         query: &NodesQuery,
         after: Option<&NodeId>,
     ) -> Result<NodeList, ClientError> {
-        let mut call =
-            Call::new(Method::GET, "/v2/nodes".to_owned()).query("limit", PAGE.to_string());
+        let mut call = Call::listing("/v2/nodes").query("limit", PAGE.to_string());
         if !query.status.is_empty() {
             let words: Vec<&str> = query.status.iter().map(|status| status.as_str()).collect();
             call = call.query("status", words.join(","));
@@ -433,8 +437,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn pools(&self) -> Result<PoolList, ClientError> {
-        self.json(&Call::new(Method::GET, "/v2/pools".to_owned()))
-            .await
+        self.json(&Call::listing("/v2/pools")).await
     }
 
     /// Says where each model can be had now.
@@ -442,11 +445,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn availability(&self) -> Result<Availability, ClientError> {
-        self.json(&Call::new(
-            Method::GET,
-            "/v2/catalog/availability".to_owned(),
-        ))
-        .await
+        self.json(&Call::listing("/v2/catalog/availability")).await
     }
 
     /// Lists the models that are known, whether they can be had now or not.
@@ -454,8 +453,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn models(&self) -> Result<ModelList, ClientError> {
-        self.json(&Call::new(Method::GET, "/v1/models".to_owned()))
-            .await
+        self.json(&Call::listing("/v1/models")).await
     }
 
     async fn json<T: DeserializeOwned>(&self, call: &Call) -> Result<T, ClientError> {
@@ -530,12 +528,23 @@ impl Client {
             .await
             .map_err(|source| unreachable(server, source))?;
         let response = accepted(server, response).await?;
-        let body = response
-            .bytes()
-            .await
-            .map_err(|source| unreachable(server, source))?;
-        Ok(body.to_vec())
+        read(server, response, call.most).await
     }
+}
+
+/// All of an answer's body.
+async fn read(
+    server: &HttpUrl,
+    response: reqwest::Response,
+    most: usize,
+) -> Result<Vec<u8>, ClientError> {
+    fetch::whole(response, most).await.map_err(|e| match e {
+        FetchError::Http(source) => unreachable(server, source),
+        e @ FetchError::TooLarge { .. } => ClientError::NotOrchd {
+            server: server.clone(),
+            what: e.to_string(),
+        },
+    })
 }
 
 fn unreachable(server: &HttpUrl, source: reqwest::Error) -> ClientError {
@@ -561,10 +570,7 @@ async fn accepted(
         return Ok(response);
     }
     let retry_after = response.headers().get(RETRY_AFTER).and_then(seconds);
-    let body = response
-        .bytes()
-        .await
-        .map_err(|source| unreachable(server, source))?;
+    let body = read(server, response, MAX_ANSWER_BYTES).await?;
     let refusal = refusal(status, &body);
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ClientError::Unauthorized {
@@ -588,6 +594,8 @@ struct Call {
     path: String,
     query: Vec<(&'static str, String)>,
     body: Option<Vec<u8>>,
+    /// Bytes its answer may have.
+    most: usize,
 }
 
 impl Call {
@@ -597,6 +605,15 @@ impl Call {
             path,
             query: Vec::new(),
             body: None,
+            most: MAX_ANSWER_BYTES,
+        }
+    }
+
+    /// It is answered with something of every node.
+    fn listing(path: &str) -> Self {
+        Self {
+            most: MAX_LIST_BYTES,
+            ..Self::new(Method::GET, path.to_owned())
         }
     }
 

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::clock::Clock;
+use crate::fetch::{self, FetchError};
 use crate::tls;
 use crate::types::{
     EngineKind, Mono, PoolState, PoolStatus, Sample, check_model_id, listed_model_id,
@@ -23,6 +24,8 @@ use super::{Engine, InFlight, Reading};
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// `/health` silent for so many rounds is unreachable (contract §4).
 const SILENT_ROUNDS: u32 = 3;
+/// The largest answer there is: `/slots` of an engine that shows its prompts.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
 /// Idle connections are closed by the engine after 5 s (measured).
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
@@ -264,12 +267,13 @@ impl Prober {
     }
 
     async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let bytes = self
-            .get(path)
-            .await?
-            .bytes()
+        let response = self.get(path).await?;
+        let bytes = fetch::whole(response, MAX_ANSWER_BYTES)
             .await
-            .map_err(|e| failure(&e))?;
+            .map_err(|e| match e {
+                FetchError::Http(e) => failure(&e),
+                e @ FetchError::TooLarge { .. } => Failure::Strange(format!("{path}: {e}")),
+            })?;
         serde_json::from_slice(&bytes).map_err(|e| {
             Failure::Strange(format!("{path} is not what a llama-server answers: {e}"))
         })

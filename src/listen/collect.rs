@@ -48,6 +48,14 @@ where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let declared = body.size_hint().lower();
+    if declared > limit as u64 {
+        // One of which nothing else will come of reading it is not read.
+        if declared <= DISCARD_BYTES as u64 {
+            discard(body).await;
+        }
+        return Err(CollectError::TooLarge { limit });
+    }
     let mut body = std::pin::pin!(body);
     let begun = Instant::now();
     let mut chunks: Vec<Bytes> = Vec::new();

@@ -1,7 +1,9 @@
 //! One connection: TLS where the listener speaks it, then HTTP/1.1 until either side has had enough.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use crate::types::{ErrorBody, ErrorCode, VERSION, VERSION_HEADER};
 
 use super::held::Desk;
 use super::places::Place;
-use super::{Handler, stop_asked};
+use super::{Answer, Handler, stop_asked};
 
 /// A client that takes longer over a request head is not one. Counted from the moment the connection is ready for one, so
 /// that it bounds idle connections as well: `relay` keeps its own for less.
@@ -137,34 +139,47 @@ async fn http<H, IO>(
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
-        ended = desk.drive(connection.as_mut()) => ended,
+        ended = desk.drive(connection.as_mut()) => Some(ended),
         () = told_of_stop(&mut stopped) => {
             // A request that is on its way is read before the connection is closed.
             match tokio::time::timeout(LINGER, desk.drive(connection.as_mut())).await {
-                Ok(ended) => ended,
+                Ok(ended) => Some(ended),
                 Err(_) => {
                     connection.as_mut().graceful_shutdown();
-                    desk.drive(connection).await
+                    last_words(&desk, connection, &place).await
                 }
             }
         }
         () = place.asked_to_leave() => {
             connection.as_mut().graceful_shutdown();
-            let patience = if place.has_served() { LAST_BYTES } else { LINGER };
-            loop {
-                match tokio::time::timeout(patience, desk.drive(connection.as_mut())).await {
-                    Ok(ended) => break ended,
-                    Err(_) if place.is_idle() => {
-                        debug!("an idle connection was closed to make room for others");
-                        return;
-                    }
-                    // A request came in at the last moment: it is served.
-                    Err(_) => {}
-                }
-            }
+            last_words(&desk, connection, &place).await
         }
     };
-    if let Err(e) = ended {
-        debug!(error = %e, "a connection ended early");
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(e)) => debug!(error = %e, "a connection ended early"),
+        None => debug!("a connection on which nothing was in hand was closed"),
+    }
+}
+
+/// Lets a connection that is to end serve what it has in hand, and carry the last bytes of its answer. `None` when only
+/// half a request was there, or a client that does not read: nobody waits for those.
+async fn last_words<B: Answer, C: Future>(
+    desk: &Desk<B>,
+    mut connection: Pin<&mut C>,
+    place: &Place,
+) -> Option<C::Output> {
+    let patience = if place.has_served() {
+        LAST_BYTES
+    } else {
+        LINGER
+    };
+    loop {
+        match tokio::time::timeout(patience, desk.drive(connection.as_mut())).await {
+            Ok(ended) => return Some(ended),
+            Err(_) if place.is_idle() => return None,
+            // A request is in hand, perhaps since the last moment: it is served.
+            Err(_) => {}
+        }
     }
 }

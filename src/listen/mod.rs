@@ -29,7 +29,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::tls::Acceptor;
 
@@ -41,6 +41,8 @@ use places::Places;
 const BACKLOG: i32 = 4_096;
 /// How soon a thread that is full of working connections looks again for an idle one.
 const FULL_PAUSE: Duration = Duration::from_millis(50);
+/// A thread that is full for longer than this is worth a line in the log.
+const FULL_FOR: Duration = Duration::from_secs(1);
 /// How long to wait when the system has no descriptors left for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -220,6 +222,33 @@ impl Workers {
     }
 }
 
+/// How long it has been too full to take anybody in, for the log.
+#[derive(Default)]
+struct Crowd {
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Crowd {
+    fn look(&mut self, full: bool, limit: usize) {
+        if !full {
+            if self.told {
+                info!("connections can be taken in again");
+            }
+            *self = Self::default();
+            return;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if !self.told && since.elapsed() >= FULL_FOR {
+            self.told = true;
+            warn!(
+                limit,
+                "every connection of a serving thread has a request in hand, and others wait; --max-connections allows more"
+            );
+        }
+    }
+}
+
 /// One serving thread.
 struct Thread<H> {
     handler: H,
@@ -311,7 +340,9 @@ impl<H: Handler> Thread<H> {
         // Full of connections that work, or waiting for those that were asked to leave: others wait in the backlog, or
         // are taken by another thread.
         let mut full = !self.places.make_room(self.limit);
+        let mut crowd = Crowd::default();
         loop {
+            crowd.look(full, self.limit);
             tokio::select! {
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, _)) => {

@@ -107,6 +107,15 @@ pub enum StoreError {
     /// The medium does not take it: a full disk, a read-only file system.
     #[error("the store cannot be written: {0}")]
     Unwritable(#[source] rusqlite::Error),
+    /// The file was moved, replaced or deleted while it was in use.
+    #[error(
+        "{path} is no longer the file that was opened: it was moved, replaced or deleted; put it back, or restart orchd to \
+         begin with what is there now"
+    )]
+    Gone {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The medium does not let it be opened or read.
     #[error(
         "the store {path} cannot be opened: {source}; see that it can be read and written and that its disk has room, or \

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
@@ -38,6 +39,8 @@ pub struct SqliteStore {
     path: PathBuf,
     /// The schema of the file as it was found.
     schema: i64,
+    /// Which file it was then.
+    identity: Option<(u64, u64)>,
     /// Told to leave the file as it is on closing, until it is understood.
     connection: Connection,
     /// Held for as long as the store lives; the system gives it back when the process ends, however it ends.
@@ -57,6 +60,7 @@ impl SqliteStore {
         fs::create_dir_all(directory).map_err(in_directory)?;
         let lock = hold(directory)?;
         let path = directory.join("orchd.db");
+        refuse_lone_log(&path)?;
         let trouble = |e| trouble(&path, e);
         let connection = Connection::open(&path).map_err(trouble)?;
         // Until it is understood, nothing is to move from its log into the file; see `load`.
@@ -103,6 +107,7 @@ impl SqliteStore {
                 .map_err(trouble)?;
         }
         Ok(Self {
+            identity: identity(&path),
             path,
             schema: if found == 0 { SCHEMA } else { found },
             connection,
@@ -154,6 +159,28 @@ impl SqliteStore {
         }
         Ok(())
     }
+}
+
+/// A log without the file it belongs to is thrown away by SQLite, and with it everything that was only there.
+fn refuse_lone_log(path: &Path) -> Result<(), StoreError> {
+    let length = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let log = path.with_extension("db-wal");
+    if length(path) == 0 && length(&log) > 0 {
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            detail: format!(
+                "it is empty, and the log beside it, {}, is not",
+                log.display()
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// Which file a path names at this moment; `None` for none.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// What a failure of SQLite says of the file that is being opened.
@@ -269,6 +296,12 @@ impl Store for SqliteStore {
     }
 
     fn apply(&mut self, batch: &[Write], expected_revision: u64) -> Result<u64, StoreError> {
+        if identity(&self.path) != self.identity {
+            // What is written goes to a file that nobody will find again.
+            return Err(StoreError::Gone {
+                path: self.path.clone(),
+            });
+        }
         let transaction = self
             .connection
             .transaction()

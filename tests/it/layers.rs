@@ -29,12 +29,13 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("service",        2, &[]),
     ("secrets",        2, &["auth", "tls", "service"]),
     ("relay",          2, &["tls"]),
-    ("engines",        2, &["tls"]),
+    ("fetch",          2, &[]),
+    ("engines",        2, &["tls", "fetch"]),
     ("listen",         2, &["tls"]),
     // HTTP faces, and the typed client. None of them knows the store.
     ("api",            3, &["auth", "control", "admission", "listen", "metrics"]),
     ("gateway",        3, &["auth", "admission", "relay", "listen"]),
-    ("client",         3, &["auth", "tls"]),
+    ("client",         3, &["auth", "tls", "fetch"]),
     // Processes; siblings that do not know each other.
     ("server",         4, &["auth", "api", "gateway", "control", "admission", "store", "engines", "listen", "secrets", "service"]),
     ("agent",          4, &["agent::machine", "auth", "client", "relay", "engines", "listen", "secrets", "service"]),

@@ -286,6 +286,34 @@ fn a_stop_with_nothing_in_hand_ends_at_once() {
 }
 
 #[test]
+fn half_a_request_from_before_a_stop_keeps_nobody() {
+    let mut orchd = Process::start(&["serve"], &[]);
+    let mut kept = http::begin(orchd.address, b"").expect("a connection");
+    let request = written("GET", "/livez", &[], b"");
+    assert_eq!(kept.ask(&request).expect("an answer").status, 200);
+    let _half = http::begin(orchd.address, b"GET /v2/nod").expect("a connection");
+    // Every thread has looked at its connections since.
+    for _ in 0..20 {
+        ask(&orchd);
+    }
+    let begun = Instant::now();
+    orchd.signal(Signal::SIGTERM);
+    assert_eq!(orchd.wait(), Some(0));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn when_nobody_can_be_taken_in_the_log_says_so() {
+    let mut orchd = Process::start(&["serve", "--max-connections", "16"], &[]);
+    let follow = written("GET", "/v2/events", &[], b"");
+    let _followers: Vec<_> = (0..40)
+        .map(|_| http::begin(orchd.address, &follow).expect("a connection"))
+        .collect();
+    orchd.logged("every connection of a serving thread has a request in hand");
+}
+
+#[test]
 fn who_connects_to_an_agent_during_its_stop_is_told_so() {
     let engine = ScriptedEngine::start("m", 2);
     let server = crate::fake_control_plane::silent_port();

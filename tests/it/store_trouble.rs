@@ -330,6 +330,8 @@ fn a_store_that_is_not_understood_is_named_and_not_touched() {
     Connection::open(foreign.path().join("orchd.db"))
         .and_then(|store| store.execute_batch("CREATE TABLE songs (title TEXT)"))
         .expect("another program writes");
+    let emptied = killed(2);
+    fs::write(emptied.path().join("orchd.db"), b"").expect("writes");
     // All of it in the file, which then loses its end, or a page in its middle.
     let whole = killed(300);
     let store = Connection::open(whole.path().join("orchd.db")).expect("opens");
@@ -357,6 +359,7 @@ fn a_store_that_is_not_understood_is_named_and_not_touched() {
         ),
         ("a page overwritten", a_file(&overwritten), "damaged"),
         ("another program's", foreign, "damaged"),
+        ("nothing, beside its log", emptied, "damaged"),
         (
             "a newer schema",
             changed("PRAGMA user_version = 99"),
@@ -418,6 +421,23 @@ fn a_store_that_is_not_understood_is_named_and_not_touched() {
         assert_eq!(names(&after), names(&before), "{what}");
         assert!(after == before, "{what}: it was touched");
     }
+}
+
+#[test]
+fn a_store_that_is_deleted_under_its_server_takes_nothing_more() {
+    let state = tempfile::tempdir().expect("a directory for the state");
+    let server = Orchd::serve_cloud(state.path(), &[]);
+    let register = "/v2/nodes/register";
+    answer(&server, 200, "POST", register, &registration("n1", "1"));
+    for name in ["orchd.db", "orchd.db-wal", "orchd.db-shm"] {
+        fs::remove_file(state.path().join(name)).expect("it is there");
+    }
+    let refused = answer(&server, 503, "POST", register, &registration("n2", "1"));
+    let told = refused["message"].as_str().unwrap_or_default();
+    assert!(told.contains("no longer the file"), "{refused}");
+    answer(&server, 503, "POST", "/v2/nodes/n1/drain", &json!({}));
+    let known = answer(&server, 200, "POST", register, &registration("n1", "2"));
+    assert_eq!(known["durable"], false, "{known}");
 }
 
 #[test]

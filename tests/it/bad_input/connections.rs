@@ -154,6 +154,29 @@ fn requests_in_a_row_without_waiting_are_answered_in_their_order() {
     server.must_be_well();
 }
 
+#[test]
+fn a_body_that_says_that_it_is_too_large_is_not_waited_for() {
+    let server = Server::start();
+    for (path, length, expect) in [
+        ("/v2/nodes/register", 999_999_999_999_u64, ""),
+        ("/v1/chat/completions", 999_999_999_999, ""),
+        (
+            "/v2/nodes/register",
+            999_999_999_999,
+            "expect: 100-continue\r\n",
+        ),
+        ("/v2/nodes/register", 2 << 20, ""),
+    ] {
+        let begun = Instant::now();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n{expect}\r\n"
+        );
+        assert_eq!(raw(server.address(), head.as_bytes()), [413], "{head}");
+        assert!(begun.elapsed() < Duration::from_secs(4), "{head}");
+    }
+    server.must_be_well();
+}
+
 /// Sends one byte a second until it is answered or cut off: the statuses it got, and how long that took.
 fn dawdle(address: SocketAddr, at_once: &[u8], slowly: &[u8]) -> (Vec<u16>, Duration) {
     let begun = Instant::now();

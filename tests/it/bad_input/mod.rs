@@ -6,6 +6,7 @@
 
 mod bodies;
 mod connections;
+mod endless;
 mod generated;
 mod paths;
 
