@@ -210,13 +210,13 @@ impl Secrets {
     /// Takes what has changed; `asked` takes it at once. Says whether nothing was turned down.
     fn look(&mut self, asked: bool) -> bool {
         let mut good = true;
-        let files = read_all(token_files(&self.settings));
+        let files = read_all_again(token_files(&self.settings));
         let now = seen(&files);
         if self.tokens.is_due(now) || asked {
             good &= take_tokens(&self.settings, files, &self.guard);
             self.tokens.settle(now);
         }
-        let files = read_all(pair_files(&self.settings));
+        let files = read_all_again(pair_files(&self.settings));
         let now = seen(&files);
         if self.pair.is_due(now) || asked {
             if let Some(acceptor) = &self.acceptor {
@@ -390,6 +390,20 @@ fn read_all<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Snapshot<'a>> {
         .collect()
 }
 
+/// The same after the start. A pipe has nothing more to give by then, and whoever waits for its writer may wait for ever.
+fn read_all_again<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Snapshot<'a>> {
+    let regular = |path: &Path| match std::fs::metadata(path)?.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::other("it is not a regular file")),
+    };
+    paths
+        .map(|path| Snapshot {
+            path,
+            content: regular(path).and_then(|()| read(path)),
+        })
+        .collect()
+}
+
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?
@@ -490,6 +504,22 @@ mod tests {
         let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&read));
         let secrets = Secrets::open(settings(Path::new(&path), "127.0.0.1:1")).expect("good");
         assert_eq!(api(&secrets), prints(&[OLD]));
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("token");
+        fs::write(&file, OLD).expect("written");
+        let mut secrets = Secrets::open(settings(&file, "127.0.0.1:1")).expect("good");
+        fs::remove_file(&file).expect("it is there");
+        let made = std::process::Command::new("mkfifo").arg(&file).status();
+        assert!(made.expect("mkfifo is part of coreutils").success());
+        assert!(!secrets.look(true));
+        fs::remove_file(&file).expect("it is there");
+        fs::write(&file, NEW).expect("written");
+        assert!(secrets.look(true));
+        assert_eq!(api(&secrets), prints(&[NEW]));
     }
 
     #[test]

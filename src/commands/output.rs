@@ -84,10 +84,13 @@ pub fn terminal_size() -> Option<(u16, u16)> {
         .filter(|(rows, columns)| *rows > 0 && *columns > 0)
 }
 
-/// What a node, an engine or another user said, fit to be shown: it must not move the cursor or begin a line.
+/// What a node, an engine or another user said, fit to be shown: it must not move the cursor, begin a line, or turn round
+/// what stands behind it.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
+    // Marks, embeddings, overrides and isolates of text direction (Unicode, UAX #9).
+    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.replace(|c: char| c.is_control() || turns(c), "\u{fffd}")
 }
 
 /// How good the news in a cell is.

@@ -161,7 +161,12 @@ fn pool_row(pool: &PoolView) -> Cells {
 fn pool_state(pool: &PoolView) -> (String, Tone) {
     let mut text = match pool.state {
         PoolState::Unknown if pool.ready => "ready".to_owned(),
-        PoolState::Unknown => "not ready".to_owned(),
+        // Of an engine that could work on a node that cannot, too.
+        PoolState::Unknown | PoolState::Ready | PoolState::Busy | PoolState::Sleeping
+            if !pool.ready =>
+        {
+            "not ready".to_owned()
+        }
         state => state.as_str().to_owned(),
     };
     for (holds, word) in [(pool.draining, ",draining"), (pool.ejected, ",ejected")] {

@@ -116,6 +116,28 @@ impl Added {
         Ok(())
     }
 
+    /// An empty variable is as good as none, an empty flag or key is a mistake: who forgot to fill in a secret has no door
+    /// left open.
+    fn refuse_empty(&self, arg: &Arg, matches: &ArgMatches) -> Result<(), ConfigError> {
+        let is_empty = match self.origin(arg, matches) {
+            Some(Origin::Flag(_)) => {
+                let mut values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
+                values.all(OsStr::is_empty)
+            }
+            Some(Origin::File { .. }) => {
+                self.arguments.get(arg.get_id()) == Some(&vec![argument(arg, OsStr::new(""))])
+            }
+            _ => false,
+        };
+        match self.origin(arg, matches).filter(|_| is_empty) {
+            Some(origin) => Err(ConfigError::Empty {
+                key: key(arg),
+                origin,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Of a token and a file of tokens, the one from the stronger source.
     pub fn choose_tokens(
         &mut self,
@@ -126,6 +148,9 @@ impl Added {
             let (Some(token), Some(file)) = (find(leaf, token), find(leaf, file)) else {
                 continue;
             };
+            for arg in [token, file] {
+                self.refuse_empty(arg, matches)?;
+            }
             let origins = (self.origin(token, matches), self.origin(file, matches));
             let (Some(of_token), Some(of_file)) = origins else {
                 continue;

@@ -32,6 +32,15 @@ pub(super) fn unknown(definition: &Command) -> Vec<String> {
         .collect()
 }
 
+/// A variable of ours whose value is not UTF-8.
+pub(super) fn not_text(definition: &Command) -> Option<String> {
+    let mut known = BTreeSet::new();
+    collect(definition, &mut known);
+    known
+        .into_iter()
+        .find(|name| std::env::var_os(name).is_some_and(|value| value.to_str().is_none()))
+}
+
 /// The variable that was meant, whatever its prefix: what all of them have in common says nothing.
 fn suggestion<'a>(name: &str, known: &'a BTreeSet<String>) -> Option<&'a String> {
     let near = nearest(bare(name), known.iter().map(|name| bare(name)))?;

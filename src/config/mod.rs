@@ -96,6 +96,20 @@ pub enum ConfigError {
         /// What is accepted, as a sentence.
         accepted: String,
     },
+    /// A secret that was to be said, and was not.
+    #[error("`{key}` ({origin}) is empty")]
+    Empty {
+        /// Which setting.
+        key: String,
+        /// Where it came from.
+        origin: Origin,
+    },
+    /// A variable that is not text.
+    #[error("the variable {name} is not UTF-8 text")]
+    NotText {
+        /// Which.
+        name: String,
+    },
     /// A token and a file of tokens, and neither source is the stronger.
     #[error("both a token ({token}) and a file of tokens ({file}) are given")]
     TokenAndFile {
@@ -122,6 +136,7 @@ impl ConfigError {
             Self::UnknownKey { hint, .. } => Some(hint),
             Self::Twice { .. } => Some("leave one out"),
             Self::Read { .. } => Some("name another file with --config or ORCHD_CONFIG"),
+            Self::Empty { .. } => Some("give it a value, or leave it out"),
             Self::TokenAndFile { .. } => {
                 Some("leave one out: a file can hold several tokens, one a line")
             }
@@ -173,6 +188,10 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
         Err(complaint) if complaint.kind() == ErrorKind::MissingRequiredArgument => {
             let lenient = definition.clone().ignore_errors(true);
             (lenient.try_get_matches_from(&arguments)?, Some(complaint))
+        }
+        Err(complaint) if complaint.kind() == ErrorKind::InvalidUtf8 => {
+            let name = environment::not_text(&definition);
+            return Err(name.map_or(complaint.into(), |name| ConfigError::NotText { name }));
         }
         Err(complaint) => {
             let complaint = plain(complaint, &definition, &arguments);

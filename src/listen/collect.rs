@@ -49,13 +49,11 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let declared = body.size_hint().lower();
-    if declared > limit as u64 {
-        // One of which nothing else will come of reading it is not read.
-        if declared <= DISCARD_BYTES as u64 {
-            discard(body).await;
-        }
+    if declared > (limit + DISCARD_BYTES) as u64 {
+        // So much is not read for the sake of an answer.
         return Err(CollectError::TooLarge { limit });
     }
+    let too_large = declared > limit as u64;
     let mut body = std::pin::pin!(body);
     let begun = Instant::now();
     let mut chunks: Vec<Bytes> = Vec::new();
@@ -65,7 +63,10 @@ where
         let deadline = (begun + idle + paced).min(Instant::now() + idle);
         let frame = timeout_at(deadline, body.frame())
             .await
-            .map_err(|_| CollectError::Stalled { idle })?;
+            .map_err(|_| match too_large {
+                true => CollectError::TooLarge { limit },
+                false => CollectError::Stalled { idle },
+            })?;
         match frame {
             None => break,
             Some(Ok(frame)) => {

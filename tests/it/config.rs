@@ -1,6 +1,8 @@
 //! Settings from flags, variables, the file and defaults, through the real executable.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -604,4 +606,16 @@ fn whoever_asks_for_nothing_is_shown_what_there_is_whatever_variables_are_set() 
     assert!(bare.stderr.contains("Commands:"), "{}", bare.stderr);
     let set = run_with(&[], &[("ORCHD_API_TOKEN", SECRET), ("ORCHD_SERVER", "x")]);
     assert_eq!((set.exit, set.stderr), (bare.exit, bare.stderr));
+}
+
+#[test]
+fn a_variable_that_is_not_text_is_named() {
+    for name in ["ORCHD_ADDR", "ORCHD_API_TOKEN"] {
+        let mut command = orchd(&["serve"]);
+        command.env(name, OsStr::from_bytes(b"\xff"));
+        let ran = Ran::from(command.output().expect("orchd runs"));
+        assert_eq!(ran.exit, Some(2));
+        let told = format!("the variable {name} is not UTF-8 text");
+        assert!(ran.stderr.contains(&told), "{}", ran.stderr);
+    }
 }

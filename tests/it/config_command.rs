@@ -119,6 +119,19 @@ fn of_a_token_and_a_file_of_tokens_the_stronger_source_wins() {
             assert_eq!(settings[loser], overruled, "{case}");
         }
     }
+    // Who forgot to fill one in has no door left open.
+    let empty = files.write("empty.toml", "api_token = ''\n");
+    for (arguments, named) in [
+        (&["serve", "--api-token", ""][..], "flag --api-token"),
+        (&["agent", "--api-token-file="], "flag --api-token-file"),
+        (&["serve", "--client-token", ""], "flag --client-token"),
+        (&["serve", "--config", text(&empty)], "empty.toml:1"),
+    ] {
+        let ran = run_with(arguments, &[]);
+        assert_eq!(ran.exit, Some(2), "{arguments:?}: {}", ran.stderr);
+        let told = ran.stderr.contains(named) && ran.stderr.contains("is empty");
+        assert!(told, "{arguments:?}: {}", ran.stderr);
+    }
     // Where nothing says which one is meant, nobody guesses.
     let both = files.write(
         "both.toml",

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::fake_control_plane::{
-    DRAIN, Fake, LIST, NODE, Ran, drain, interrupt, list, node, orchd, refusal, step,
+    DEPARTED, DRAIN, Fake, LIST, NODE, Ran, drain, interrupt, list, node, orchd, refusal, step,
 };
 
 #[test]
@@ -228,26 +228,47 @@ fn a_drain_that_somebody_ends_fails_and_a_node_that_leaves_does_not() {
     );
     fake.asked();
 
+    // A node that leaves still drains, and may still run requests.
+    let draining = |n| node("gpu-1", &drain("draining", n, &json!({})));
+    let unknown = || {
+        let message = "nothing is known of node gpu-1";
+        refusal(NODE, 404, "NODE_NOT_FOUND", message)
+    };
+    let drained = node("gpu-1", &drain("drained", 0, &json!({"unverified": true})));
     let fake = Fake::start([
-        step(
-            DRAIN,
-            202,
-            &node("gpu-1", &drain("draining", 0, &json!({}))),
-        ),
-        refusal(
-            NODE,
-            404,
-            "NODE_NOT_FOUND",
-            "nothing is known of node gpu-1",
-        ),
+        step(DRAIN, 202, &draining(2)),
+        unknown(),
+        step(DEPARTED, 200, &list(&[draining(1)])),
+        unknown(),
+        step(DEPARTED, 200, &list(&[drained])),
+    ]);
+    let ran = fake.run(&["nodes", "drain", "gpu-1"]);
+    assert_eq!(
+        (ran.exit, ran.stdout.as_str()),
+        (
+            Some(0),
+            "gpu-1 drained: 7 requests finished, 0 cut; unverified: its agent did not confirm it\n"
+        )
+    );
+    assert!(
+        ran.stderr.contains("1 of 7 requests left"),
+        "{}",
+        ran.stderr
+    );
+    fake.asked();
+
+    let fake = Fake::start([
+        step(DRAIN, 202, &draining(2)),
+        unknown(),
+        step(DEPARTED, 200, &list(&[])),
     ]);
     let ran = fake.run(&["nodes", "drain", "gpu-1"]);
     assert_eq!(
         (ran.exit, ran.stdout.as_str(), ran.stderr.as_str()),
         (
-            Some(0),
-            "gpu-1 left the fleet while it drained; the drain holds if it returns\n",
-            ""
+            Some(1),
+            "",
+            "error: gpu-1: somebody removed the node before its drain was done\n"
         )
     );
     fake.asked();

@@ -14,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar};
 use tokio::time::Instant;
 
 use super::progress::{set_message, spinning};
-use super::{Failures, elapsed, select};
+use super::{Failures, elapsed, find, select};
 use crate::cli::{NodesDrainArgs, show_duration};
 use crate::client::{Client, ClientError, NodesQuery};
 use crate::commands::failure::{Exit, Failure};
@@ -88,8 +88,8 @@ enum Look {
     Done(DrainView),
     /// Somebody ended it.
     Ended,
-    /// The node left the fleet.
-    Left,
+    /// The node was removed, and what was asked of it with it.
+    Removed,
 }
 
 impl Waiting {
@@ -203,8 +203,11 @@ impl Waiting {
             let mut at = 0;
             while at < self.pending.len() {
                 let answer = match &mut seen {
-                    // What is not in the list left.
-                    Some(nodes) => Some(nodes.remove(&self.pending[at].node)),
+                    Some(nodes) => match nodes.remove(&self.pending[at].node) {
+                        Some(view) => Some(Some(view)),
+                        // What is not in the list left.
+                        None => self.look(at).await?,
+                    },
                     None => self.look(at).await?,
                 };
                 let Some(view) = answer else {
@@ -254,10 +257,11 @@ impl Waiting {
         }
     }
 
-    /// Looks at one node, which may have left; `None` when the control plane is away for a moment.
+    /// Looks at one node. One that has left still drains, and may still run requests: `Some(None)` when nothing is known of
+    /// it any more. `None` when the control plane is away for a moment.
     async fn look(&mut self, at: usize) -> Result<Option<Option<NodeView>>, Failure> {
-        let view = match self.client.node(&self.pending[at].node).await {
-            Ok(view) => Some(view),
+        let view = match find(&self.client, &self.pending[at].node).await {
+            Ok(entry) => Some(entry.view),
             Err(error) if error.code() == Some(ErrorCode::NodeNotFound) => None,
             Err(error) => {
                 self.bear(at, &error)?;
@@ -351,9 +355,12 @@ impl Waiting {
         let node = &pending.node;
         let write = || match look {
             Look::Done(drain) => output::data(&format!("{node} {}\n", summary(drain))),
-            Look::Left => output::data(&format!(
-                "{node} left the fleet while it drained; the drain holds if it returns\n"
-            )),
+            Look::Removed => {
+                output::error(&format!(
+                    "{node}: somebody removed the node before its drain was done"
+                ));
+                Ok(())
+            }
             Look::Ended | Look::Running(_) => {
                 output::error(&format!(
                     "{node}: somebody ended the drain before it was done"
@@ -370,7 +377,7 @@ impl Waiting {
             self.done.1 += drain.in_flight_at_start.saturating_sub(drain.cut);
             self.done.2 += drain.cut;
         }
-        if matches!(look, Look::Ended) {
+        if matches!(look, Look::Ended | Look::Removed) {
             self.failures.first.get_or_insert(Exit::Failed);
         }
         Ok(())
@@ -427,7 +434,7 @@ impl Waiting {
 /// What a view of the node, or the lack of one, says about the drain with this id.
 fn judge(view: Option<NodeView>, drain_id: &str) -> Look {
     match view {
-        None => Look::Left,
+        None => Look::Removed,
         Some(NodeView {
             drain: Some(drain), ..
         }) if drain.id == drain_id => {

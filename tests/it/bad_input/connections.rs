@@ -165,7 +165,7 @@ fn a_body_that_says_that_it_is_too_large_is_not_waited_for() {
             999_999_999_999,
             "expect: 100-continue\r\n",
         ),
-        ("/v2/nodes/register", 2 << 20, ""),
+        ("/v2/nodes/register", 20 << 20, ""),
     ] {
         let begun = Instant::now();
         let head = format!(
