@@ -3,7 +3,7 @@
 use tracing::{info, warn};
 
 use crate::registry::{Beat, Change, Edit, Intent, Moved, Node, PoolMoved, Speaker, Sweep};
-use crate::types::{Event, EventKind, NodeId, NodeStatus, Now, PoolState};
+use crate::types::{Event, EventKind, NodeId, NodeStatus, Now, PoolId, PoolState};
 
 use super::Control;
 use super::events::{Events, event};
@@ -130,6 +130,8 @@ pub(super) struct Told {
     record_changed: bool,
     new_speaker: bool,
     drain: Edit<()>,
+    /// Pools that go with it.
+    pools: Vec<(PoolId, PoolState)>,
 }
 
 struct Before {
@@ -141,7 +143,18 @@ struct Before {
 
 impl Told {
     pub fn of(before: Option<&Node>, change: &Change) -> Self {
+        // Those of a new process of the same machine are compared once it has reported.
+        let goes = change.speaker == Speaker::NewMachine
+            || match &change.record {
+                Edit::Clear => true,
+                Edit::Set(record) => record.departed,
+                Edit::Keep => false,
+            };
+        let pools = before.filter(|_| goes).map(|node| &node.pools);
         Self {
+            pools: (pools.into_iter().flatten())
+                .map(|pool| (pool.pool_id.clone(), pool.state))
+                .collect(),
             before: before.map(|node| Before {
                 departed: node.record.departed,
                 drained: node.drain.is_some(),
@@ -169,6 +182,13 @@ impl Control {
         let was_there = told.before.as_ref().is_some_and(|before| !before.departed);
         let was_drained = told.before.as_ref().is_some_and(|before| before.drained);
         let plain = |kind| event(now.wall, kind, Some(node_id));
+        for (pool_id, state) in &told.pools {
+            self.tell(Event {
+                pool_id: Some(pool_id.clone()),
+                from: Some(state.as_str().to_owned()),
+                ..plain(EventKind::PoolRemoved)
+            });
+        }
         match intent {
             Intent::Register(_) => {
                 if !was_there || told.new_speaker {

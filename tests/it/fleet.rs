@@ -378,6 +378,24 @@ fn silence_is_found_within_a_second_of_the_timeout_however_rare_the_sweep_is() {
 }
 
 #[test]
+fn the_pools_of_a_node_that_leaves_are_told_to_be_gone() {
+    let engine = ScriptedEngine::start("m", 2);
+    let fleet = Fleet::start(&[]);
+    fleet.node_with("n", &engine, 2);
+    let mut events = fleet.events("?node_id=n", None);
+    let left = fleet.ask("DELETE", "/v2/nodes/n", &Value::Null);
+    assert_eq!(left.status, 204);
+    let (_, removed, before) = up_to(&mut events, "pool.removed");
+    assert_eq!(
+        (&removed["pool_id"], &removed["from"]),
+        (&json!("p"), &json!("ready"))
+    );
+    assert_eq!(before, Vec::<String>::new());
+    let (_, _, between) = up_to(&mut events, "node.departed");
+    assert_eq!(between, Vec::<String>::new());
+}
+
+#[test]
 fn nothing_is_shown_as_ready_that_takes_no_requests() {
     let engine = ScriptedEngine::start("m", 2);
     let fleet = Fleet::start(&["--node-timeout", "1s"]);
@@ -591,7 +609,8 @@ fn what_happens_can_be_followed_and_resumed() {
             "node.registered",
             "drain.started",
             "drain.ended",
-            "pool.state"
+            "pool.state",
+            "pool.removed"
         ],
         "each once"
     );
@@ -606,7 +625,8 @@ fn what_happens_can_be_followed_and_resumed() {
             "node.registered",
             "drain.started",
             "drain.ended",
-            "pool.state"
+            "pool.state",
+            "pool.removed"
         ],
     );
     let mut only = fleet.events("?node_id=m", Some(&place));
