@@ -93,6 +93,7 @@ impl Entry {
     /// What a request has of it: an engine that is ready on a node that takes nothing is out of its reach.
     fn state_for_requests(&self) -> PoolState {
         match self.state {
+            PoolState::Misconfigured => PoolState::Misconfigured,
             _ if !self.prospective => PoolState::Unreachable,
             // As known from before a restart.
             PoolState::Unknown if self.accepting => PoolState::Ready,

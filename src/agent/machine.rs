@@ -36,8 +36,6 @@ pub enum Outcome {
         interval_ms: Millis,
         /// After how long a silence it counts as Offline.
         timeout_ms: Millis,
-        /// Whether a restart of the control plane would still know of it.
-        durable: bool,
     },
     /// Its heartbeat was taken.
     Beaten {
@@ -93,17 +91,6 @@ enum Phase {
     Ended(End),
 }
 
-/// What the control plane knows of the last registration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Memory {
-    /// It is on disk.
-    Durable,
-    /// It is not: a restart forgets it.
-    Fleeting,
-    /// It was not, and the control plane has been away since: it may take a former process for the present one.
-    Lost,
-}
-
 /// The machine.
 #[derive(Debug)]
 pub struct Machine {
@@ -117,7 +104,6 @@ pub struct Machine {
     beaten: bool,
     /// The node was registered at least once, so there is something to leave.
     registered: bool,
-    memory: Memory,
     /// Another machine has the name; once this has passed and it is still so, the agent ends.
     name_taken_until: Option<Mono>,
     drain: Option<DrainOrder>,
@@ -136,7 +122,6 @@ impl Machine {
             last_beat: None,
             beaten: false,
             registered: false,
-            memory: Memory::Durable,
             name_taken_until: None,
             drain: None,
             stopping: false,
@@ -216,14 +201,8 @@ impl Machine {
             Outcome::Registered {
                 interval_ms: _,
                 timeout_ms,
-                durable,
             } => {
                 self.phase = Phase::Up;
-                self.memory = if durable {
-                    Memory::Durable
-                } else {
-                    Memory::Fleeting
-                };
                 self.registered = true;
                 self.timeout_ms = timeout_ms;
                 self.name_taken_until = None;
@@ -242,12 +221,7 @@ impl Machine {
                     self.on_change(now);
                 }
             }
-            Outcome::Left | Outcome::Failed => {
-                if self.memory == Memory::Fleeting {
-                    self.memory = Memory::Lost;
-                }
-                self.retry(now, roll);
-            }
+            Outcome::Left | Outcome::Failed => self.retry(now, roll),
             Outcome::Unauthorized => self.due = now.plus(UNAUTHORIZED_MS),
             Outcome::Unknown if call == Call::Beat && self.beaten => {
                 self.phase = Phase::Registering;
@@ -258,11 +232,6 @@ impl Machine {
             Outcome::Unknown => {
                 self.phase = Phase::Registering;
                 self.retry(now, roll);
-            }
-            Outcome::Superseded if self.memory == Memory::Lost => {
-                self.phase = Phase::Registering;
-                self.memory = Memory::Durable;
-                self.due = now;
             }
             Outcome::Superseded => self.phase = Phase::Ended(End::Superseded),
             Outcome::NameTaken { retry_after_ms } => match self.name_taken_until {
@@ -314,31 +283,7 @@ mod tests {
         Outcome::Registered {
             interval_ms: 10_000,
             timeout_ms: 30_000,
-            durable: true,
         }
-    }
-
-    #[test]
-    fn a_registration_that_a_restart_may_have_forgotten_is_made_again() {
-        let fleeting = || Outcome::Registered {
-            interval_ms: 10_000,
-            timeout_ms: 30_000,
-            durable: false,
-        };
-        let mut m = Machine::new(at(0));
-        m.on_outcome(at(5), Call::Register, fleeting(), 0);
-        m.on_outcome(at(10), Call::Beat, beaten(None), 0);
-        m.on_outcome(at(10_010), Call::Beat, Outcome::Failed, 0);
-        m.on_outcome(at(11_000), Call::Beat, Outcome::Superseded, 0);
-        assert_eq!(m.next(at(11_000)), Next::Call(Call::Register));
-        m.on_outcome(at(11_010), Call::Register, registered(), 0);
-        m.on_outcome(at(11_020), Call::Beat, Outcome::Superseded, 0);
-        assert_eq!(m.next(at(11_020)), Next::End(End::Superseded));
-        // Without an absence of the control plane, it was another process.
-        let mut m = Machine::new(at(0));
-        m.on_outcome(at(5), Call::Register, fleeting(), 0);
-        m.on_outcome(at(10), Call::Beat, Outcome::Superseded, 0);
-        assert_eq!(m.next(at(10)), Next::End(End::Superseded));
     }
 
     fn beaten(drain: Option<DrainOrder>) -> Outcome {

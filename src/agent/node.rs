@@ -141,7 +141,6 @@ impl Node {
                         Ok(Outcome::Registered {
                             interval_ms: reply.heartbeat_interval_ms,
                             timeout_ms: reply.node_timeout_ms,
-                            durable: reply.durable,
                         })
                     };
                     (call, outcome.await)

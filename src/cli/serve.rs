@@ -126,7 +126,7 @@ pub struct ServeArgs {
     )]
     pub fleet_hold_min: u32,
 
-    /// Fleet hold: what share of the fleet must be silent as well, in percent; 0 turns the hold off (0 to 100)
+    /// Fleet hold: more than this share of the fleet must be silent, too, in percent; 0 turns the hold off (0 to 100)
     // The other name is the variable's, without prefix and unit.
     #[arg(
         long,

@@ -48,18 +48,25 @@ impl Added {
     }
 
     /// The other variables of the token and of its file: as strong as the first ones, which are asked first.
-    pub fn alias(&mut self, leaf: &Command, matches: &ArgMatches) {
+    ///
+    /// # Errors
+    /// A token that is not text.
+    pub fn alias(&mut self, leaf: &Command, matches: &ArgMatches) -> Result<(), ConfigError> {
         for (name, variable) in cli::OTHER_VARIABLES {
             let Some(arg) = find(leaf, name) else {
                 continue;
             };
-            let value = std::env::var(variable);
-            let value = value.ok().filter(|value| !value.is_empty());
+            let value = std::env::var_os(variable).filter(|value| !value.is_empty());
             if let (None, Some(value)) = (self.origin(arg, matches), value) {
-                let argument = argument(arg, OsStr::new(&value));
+                if is_secret(arg) && value.to_str().is_none() {
+                    let name = variable.to_owned();
+                    return Err(ConfigError::NotText { name });
+                }
+                let argument = argument(arg, &value);
                 self.add(arg, vec![argument], Origin::Variable(variable.to_owned()));
             }
         }
+        Ok(())
     }
 
     /// The settings of the file that neither a flag nor a variable sets.

@@ -236,7 +236,7 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
         Err(e) => return Err(e),
     };
     let mut added = Added::default();
-    added.alias(&leaf, leaf_matches);
+    added.alias(&leaf, leaf_matches)?;
     if let Some(file) = &file {
         warnings.extend(file.exposed_secret(&definition));
         added.settings_of(file, scope, &leaf, leaf_matches)?;

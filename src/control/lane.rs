@@ -129,7 +129,9 @@ impl Lane {
         match order {
             Order::Intent(intent, reply) => self.waiting.push_back((intent, reply)),
             Order::Observed { within_ms } => {
-                let at = self.control.clock.now().plus(within_ms);
+                // A store that takes nothing is not asked more often because more happens.
+                let least_ms = if self.failing { COALESCE_MS } else { 0 };
+                let at = self.control.clock.now().plus(within_ms.max(least_ms));
                 self.flush_at = Some(self.flush_at.map_or(at, |earlier| earlier.min(at)));
             }
             Order::Stop => self.stopping = true,
@@ -255,7 +257,7 @@ impl Lane {
         }
         let node = match (registry.node(&node_id).cloned(), before) {
             (Some(node), before) => {
-                if before.is_some_and(|before| before.live.offline) && !node.live.offline {
+                if before.is_some_and(|before| before.live.durable() != node.live.durable()) {
                     control.write_behind(&node_id, SOON_MS);
                 }
                 node
@@ -287,8 +289,9 @@ impl Lane {
                 let node = registry.node(node_id)?;
                 Some(Write::Record(node_id.clone(), Some(node.record.clone())))
             });
+            // What was observed of those was not written either.
             let nodes = names
-                .iter()
+                .union(&self.undurable)
                 .filter_map(|node_id| Some((node_id, registry.node(node_id)?)));
             registered
                 .chain(nodes.flat_map(|(node_id, node)| behind(now, node_id, node)))

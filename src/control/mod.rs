@@ -54,10 +54,10 @@ pub struct Settings {
 
 /// A wake-up later than this is more than a timer's own inaccuracy on a busy machine.
 const JITTER_MS: Millis = 50;
-/// One later than this means that the process was stopped (a suspended laptop, SIGSTOP), which is worth a line in the log.
-const PAUSE_MS: Millis = 1_000;
-/// How often the reaper wakes at least. A stop is seen to be at most so much longer or shorter than it was, which the
-/// shortest timeout (1 s) with heartbeats at a third of it can bear.
+/// One later than this means that the process was stopped (a suspended laptop, SIGSTOP), not merely busy.
+const PAUSE_MS: Millis = 500;
+/// How often the reaper wakes at least. A stop is seen to be at most so much longer than it was, and a short one at most so
+/// much shorter, which the shortest timeout (1 s) with heartbeats at a third of it can bear.
 const TICK_MS: Millis = 250;
 /// How often a drain that is not done is looked at.
 const DRAIN_POLL_MS: Millis = 100;
@@ -449,10 +449,15 @@ impl Control {
         if late_ms <= JITTER_MS {
             return;
         }
-        // The stop may have begun at any moment since `from`. While it is short, a part of that is given, so that a busy
-        // machine, which is always a little late, still comes to its deadlines.
-        let gap_ms = late_ms + late_ms.min(wake.since(from));
-        if late_ms > PAUSE_MS {
+        // A stop may have begun at any moment since `from`. A machine that is merely busy is a little late every time, and
+        // still has to come to its deadlines.
+        let stopped = late_ms > PAUSE_MS;
+        let gap_ms = if stopped {
+            now.mono.since(from)
+        } else {
+            late_ms
+        };
+        if stopped {
             info!(
                 gap_ms,
                 "this process was stopped for a while; every deadline is moved by as much"

@@ -150,7 +150,7 @@ impl Told {
                 Edit::Set(record) => record.departed,
                 Edit::Keep => false,
             };
-        let pools = before.filter(|_| goes).map(|node| &node.pools);
+        let pools = before.filter(|_| goes).map(Node::known_pools);
         Self {
             pools: (pools.into_iter().flatten())
                 .map(|pool| (pool.pool_id.clone(), pool.state))

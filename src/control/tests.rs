@@ -343,7 +343,7 @@ async fn a_registration_taken_while_the_store_was_broken_is_written_with_the_nex
 }
 
 #[tokio::test]
-async fn after_a_restart_whoever_the_store_does_not_name_is_superseded_until_it_registers() {
+async fn an_agent_newer_than_what_was_restored_is_told_to_register_and_not_that_it_is_superseded() {
     let disk = Disk::default();
     let (control, _) = start(&disk);
     control.register(instance("one")).await.expect("registers");
@@ -353,12 +353,11 @@ async fn after_a_restart_whoever_the_store_does_not_name_is_superseded_until_it_
     disk.break_it(false);
 
     let (control, _) = start(&disk);
-    // It knows that its registration was not durable, and registers again.
     let refused = control.beat(&id("n1"), beat_of("two"));
     assert!(
         matches!(
             refused,
-            Err(ControlError::Refused(Refusal::Superseded { .. }))
+            Err(ControlError::Refused(Refusal::UnknownNode { .. }))
         ),
         "{refused:?}"
     );

@@ -5,3 +5,4 @@
 #![doc = include_str!("0004-the-engine-in-the-tests.md")]
 #![doc = include_str!("0005-what-a-restart-keeps.md")]
 #![doc = include_str!("0006-ending-what-runs.md")]
+#![doc = include_str!("0007-who-speaks-for-a-node.md")]

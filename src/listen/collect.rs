@@ -78,7 +78,9 @@ where
                     discard(body).await;
                     return Err(CollectError::TooLarge { limit });
                 }
-                chunks.push(data);
+                if !too_large {
+                    chunks.push(data);
+                }
             }
             Some(Err(e)) => {
                 let e: Box<dyn Error + Send + Sync> = e.into();

@@ -169,12 +169,13 @@ async fn last_words<B: Answer, C: Future>(
     mut connection: Pin<&mut C>,
     place: &Place,
 ) -> Option<C::Output> {
-    let patience = if place.has_served() {
-        LAST_BYTES
-    } else {
-        LINGER
-    };
     loop {
+        // It may have served its first request since.
+        let patience = if place.has_served() {
+            LAST_BYTES
+        } else {
+            LINGER
+        };
         match tokio::time::timeout(patience, desk.drive(connection.as_mut())).await {
             Ok(ended) => return Some(ended),
             Err(_) if place.is_idle() => return None,

@@ -243,7 +243,7 @@ impl Crowd {
             self.told = true;
             warn!(
                 limit,
-                "every connection of a serving thread has a request in hand, and others wait; --max-connections allows more"
+                "no more connections can be taken in for now: all have requests in hand; --max-connections allows more"
             );
         }
     }
@@ -312,9 +312,11 @@ impl<H: Handler> Thread<H> {
         // Others are told that we stop: a load balancer must see it to send its clients elsewhere.
         let all = self.before.all.clone();
         let over = self.accept_until(&listener, all.closed());
-        if tokio::time::timeout_at(ends, over).await.is_err() {
+        let in_time = tokio::time::timeout_at(ends, over).await.is_ok();
+        let left = self.before.here.as_ref().map_or(0, HashSet::len);
+        if !in_time && left > 0 {
             warn!(
-                connections = self.before.here.map_or(0, |here| here.len()),
+                connections = left,
                 "the grace has ended; closing what still runs"
             );
             return;
@@ -324,7 +326,7 @@ impl<H: Handler> Thread<H> {
         self.take_waiting(backlog.as_ref().ok());
         drop(backlog);
         let rest = async { while self.connections.join_next().await.is_some() {} };
-        let ends = ends.min(Instant::now() + connection::LINGER);
+        let ends = Instant::now() + connection::LINGER;
         // Who has not asked for anything by then is not cut off from an answer.
         let _ = tokio::time::timeout_at(ends, rest).await;
     }

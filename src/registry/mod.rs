@@ -240,7 +240,9 @@ impl Registry {
             && let Some(drain) = &node.drain
             && drain.machine_id != request.machine()
         {
-            change.drain = if node.is_announcement() {
+            let asked_of_announcement =
+                node.is_announcement() && drain.machine_id == node.record.machine_id;
+            change.drain = if asked_of_announcement {
                 Edit::Set(drain.of_machine(request.machine()).as_of(now.mono))
             } else if request.announced {
                 // Whoever announces it is not the machine: the order waits for the one that comes.
@@ -363,7 +365,17 @@ impl Registry {
         if node.record.departed {
             return Err(unknown());
         }
-        refuse_superseded(node_id, &node.record, request.instance_id.as_deref())?;
+        if let Err(superseded) =
+            refuse_superseded(node_id, &node.record, request.instance_id.as_deref())
+        {
+            // What was restored may be older than the process that speaks: only one that was heard since supersedes it,
+            // and else it is told to say who it is.
+            return Err(if node.live.heard.is_some() {
+                superseded
+            } else {
+                unknown()
+            });
+        }
         Ok(node.beat(now, request))
     }
 
@@ -411,10 +423,10 @@ impl Registry {
         let Some(node) = self.nodes.get_mut(node_id) else {
             return false;
         };
-        let witness = if node.is_agentless() {
-            Witness::Nobody
-        } else if node.record.departed || node.live.offline {
+        let witness = if node.record.departed || node.live.offline {
             Witness::Gone
+        } else if node.is_agentless() {
+            Witness::Nobody
         } else {
             Witness::Agent
         };

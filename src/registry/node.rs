@@ -100,6 +100,12 @@ impl Liveness {
         health.filter(|health| health.status == HealthStatus::Failed)
     }
 
+    /// What of it is durable, and worth a write when it changes: has beaten, Offline, Failed.
+    #[must_use]
+    pub fn durable(&self) -> (bool, bool, bool) {
+        (self.beaten, self.offline, self.failed().is_some())
+    }
+
     /// Another agent process speaks from now on.
     pub fn begin(&mut self) {
         *self = Self {
@@ -185,18 +191,24 @@ impl Node {
     /// What is durable of what is observed of it.
     #[must_use]
     pub fn durable(&self) -> Observed {
-        // A new process of the same machine has not reported yet: what the former one was known for holds.
-        let pools = if self.pools.is_empty() {
-            &self.former
-        } else {
-            &self.pools
-        };
         Observed {
             beaten: self.live.beaten,
             offline: self.live.offline,
             failed: self.live.failed().cloned(),
             last_heartbeat_ms: Some(self.live.last_heartbeat_ms),
-            pools: pools.iter().map(PoolStatus::descriptor).collect(),
+            pools: (self.known_pools().iter())
+                .map(PoolStatus::descriptor)
+                .collect(),
+        }
+    }
+
+    /// Its pools; those of its former agent process until the new one has reported, for what they served is still known.
+    #[must_use]
+    pub fn known_pools(&self) -> &[PoolStatus] {
+        if self.pools.is_empty() {
+            &self.former
+        } else {
+            &self.pools
         }
     }
 
@@ -247,8 +259,7 @@ impl Node {
             return Beat::default();
         }
         let before = self.words();
-        let durable = |live: &Liveness| (live.beaten, live.offline, live.failed().is_some());
-        let durable_before = durable(&self.live);
+        let durable_before = self.live.durable();
         let suspect_before = self.suspect();
         self.live.touch(now);
         self.live.beat = Some(now.mono);
@@ -264,7 +275,7 @@ impl Node {
             drain.on_beat(request.drain_ack.as_ref());
         }
         let mut beat = self.report(request.pools);
-        beat.liveness_changed = durable_before != durable(&self.live);
+        beat.liveness_changed = durable_before != self.live.durable();
         beat.turned = turned(before, self.words());
         beat.trusted_again = suspect_before && !self.suspect();
         beat.routes_changed |= beat.turned.is_some() || beat.trusted_again;
@@ -289,12 +300,7 @@ impl Node {
                 (old.ready, old.draining, old.state) != (new.ready, new.draining, new.state)
             });
         if beat.routes_changed {
-            let before = if self.pools.is_empty() {
-                &self.former
-            } else {
-                &self.pools
-            };
-            beat.pools = moved(before, &pools);
+            beat.pools = moved(self.known_pools(), &pools);
         }
         self.former.clear();
         if beat.descriptors_changed {

@@ -27,7 +27,7 @@ const TABLES: &str = "
     CREATE TABLE observed (node_id TEXT PRIMARY KEY, observed TEXT NOT NULL) STRICT;
     PRAGMA user_version = 2;
 ";
-/// What schema 1 had in columns, as the document it is now.
+/// What schema 1, of builds before the first release, had in columns, as the document it is now.
 const OBSERVED_1: &str = "
     json_object(
         'beaten', json(iif(beaten, 'true', 'false')), 'offline', json(iif(offline, 'true', 'false')), 'pools', json(pools)
@@ -169,7 +169,7 @@ fn refuse_lone_log(path: &Path) -> Result<(), StoreError> {
         return Err(StoreError::Damaged {
             path: path.to_owned(),
             detail: format!(
-                "it is empty, and the log beside it, {}, is not",
+                "it holds nothing, and the log beside it, {}, does",
                 log.display()
             ),
         });

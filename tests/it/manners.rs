@@ -310,7 +310,7 @@ fn when_nobody_can_be_taken_in_the_log_says_so() {
     let _followers: Vec<_> = (0..40)
         .map(|_| http::begin(orchd.address, &follow).expect("a connection"))
         .collect();
-    orchd.logged("every connection of a serving thread has a request in hand");
+    orchd.logged("no more connections can be taken in for now");
 }
 
 #[test]

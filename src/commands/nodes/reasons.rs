@@ -21,7 +21,7 @@ pub(super) fn reasons(entry: &Entry, now: UnixMs) -> Vec<String> {
     lines.extend(
         node.drain
             .iter()
-            .map(|drain| format!("{}: {}", drain_word(drain), drain_line(node, drain, now))),
+            .map(|drain| format!("{}: {}", drain_word(drain), drain_line(drain, now))),
     );
     if entry.presence == Presence::Registered {
         lines.extend(health(node));
@@ -60,7 +60,7 @@ fn drain_word(drain: &DrainView) -> &'static str {
 }
 
 /// Why, by whom, since when, and how far.
-fn drain_line(node: &NodeView, drain: &DrainView, now: UnixMs) -> String {
+fn drain_line(drain: &DrainView, now: UnixMs) -> String {
     let mut parts = vec![
         drain
             .reason
@@ -90,12 +90,7 @@ fn drain_line(node: &NodeView, drain: &DrainView, now: UnixMs) -> String {
         parts.push(format!("{} cut", drain.cut));
     }
     if drain.unverified {
-        let why = if node.address.is_none() {
-            "unverified: it has no agent to confirm it"
-        } else {
-            "not confirmed by its agent"
-        };
-        parts.push(why.to_owned());
+        parts.push("not confirmed by its agent".to_owned());
     }
     parts.join(", ")
 }
