@@ -8,9 +8,9 @@
 //!
 //! | | bar | predicted before it was first measured | measured, two cores |
 //! |---|---|---|---|
-//! | resident memory, 10,000 nodes × 4 pools | 200 MB | 90 MB: 1.4 KiB a pool, 1.5 KiB a node, 15 MB for the rest | 127–134 MB |
-//! | processor time of a heartbeat, 10,000 nodes to 10 | 1.3 × | 1.15 ×: nothing that counts the fleet, but none of it in the cache | 1.10–1.23 × |
-//! | processor time of a heartbeat, 10,000 nodes to a bare handler | 2 × | 1.4 ×: the kernel's share is the same | 1.17–1.24 × |
+//! | resident memory, 10,000 nodes × 4 pools | 200 MB | 90 MB: 1.4 KiB a pool, 1.5 KiB a node, 15 MB for the rest | 118–135 MB |
+//! | processor time of a heartbeat, 10,000 nodes to 10 | 1.3 × | 1.15 ×: nothing that counts the fleet, but none of it in the cache | 1.07–1.29 × |
+//! | processor time of a heartbeat, 10,000 nodes to a bare handler | 2 × | 1.4 ×: the kernel's share is the same | 1.17–1.36 × |
 //! | a list of all nodes, to serialising the same answer | 3 × | 2.5 ×: every field is copied once, then written once | 2.0–2.3 × |
 //!
 //! Ten nodes fit into a cache and ten thousand do not, so the second line says as much about who else uses the cache:
