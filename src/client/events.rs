@@ -10,7 +10,8 @@ use std::time::Duration;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, HeaderName, HeaderValue};
 
-use super::{Client, ClientError, accepted, unreachable};
+use super::answer::{accepted, unreachable};
+use super::{Client, ClientError};
 use crate::types::{HttpUrl, NodeId};
 
 /// How often the server says that it is there (contract §3, Streaming).
