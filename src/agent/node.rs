@@ -115,7 +115,7 @@ impl Node {
         let in_flight = self.shared.in_flight();
         info!(
             in_flight,
-            grace_s = grace.as_secs(),
+            ?grace,
             "stopping: no new requests; running ones may finish"
         );
         self.machine.on_stop(self.clock.now());

@@ -39,7 +39,7 @@ pub(super) fn secrets(
     if !tokens.is_empty() {
         secrets::say(
             &tokens,
-            "a token is needed for everything but health checks",
+            "a token is needed for everything but health checks and metrics",
         );
     }
     Ok(secrets)

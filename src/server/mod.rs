@@ -176,7 +176,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
         return Err(ServeError::Failed { part });
     }
     info!(
-        grace_s = settings.shutdown_grace.as_secs(),
+        grace = ?settings.shutdown_grace,
         "stopping: running requests may finish; another signal ends them"
     );
     readiness.set(false);
