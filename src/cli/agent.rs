@@ -1,7 +1,7 @@
 //! `orchd agent` on the command line.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +13,9 @@ use super::{
     runtime_dir_warning,
 };
 use crate::types::{HttpUrl, NodeId};
+
+/// Where an agent listens when nobody says otherwise (contract §4).
+pub const AGENT_LISTENS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9200);
 
 /// `orchd agent`.
 #[derive(Debug, Clone, Args)]
@@ -50,7 +53,7 @@ pub struct AgentArgs {
     #[arg(
         long,
         value_name = "ADDR",
-        default_value = "127.0.0.1:9200",
+        default_value_t = AGENT_LISTENS,
         value_parser = address()
     )]
     pub listen: SocketAddr,

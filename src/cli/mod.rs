@@ -22,7 +22,7 @@ mod tools;
 mod value;
 
 pub use admission::{AdmissionPolicy, ByteSize};
-pub use agent::AgentArgs;
+pub use agent::{AGENT_LISTENS, AgentArgs};
 pub use config::{
     ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs, Process,
 };
@@ -36,7 +36,7 @@ pub use pools::{
 pub use security::{
     ApiTokenArgs, ClientTokenArgs, ListenerArgs, OTHER_VARIABLES, TOKEN_OR_FILE, TokenSource,
 };
-pub use serve::ServeArgs;
+pub use serve::{SERVE_LISTENS, ServeArgs};
 pub use tools::{CompletionsArgs, ManArgs};
 use value::text;
 pub use value::{

@@ -1,6 +1,6 @@
 //! `orchd serve` on the command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use super::{
     runtime_dir_warning, show_duration,
 };
 
+/// Where `serve` listens when nobody says otherwise (contract §2).
+pub const SERVE_LISTENS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 /// A heartbeat interval that nobody set is a third of the timeout, and at most this: the original system's interval.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// A node timeout that leaves room for two lost heartbeats of the original system's clients.
@@ -54,7 +56,7 @@ pub struct ServeArgs {
         long,
         value_name = "ADDR",
         env = "ORCHD_ADDR",
-        default_value = "127.0.0.1:8080",
+        default_value_t = SERVE_LISTENS,
         value_parser = address()
     )]
     pub listen: SocketAddr,

@@ -9,15 +9,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
 use crate::auth::{Guard, Token, Tokens};
-use crate::cli::{ListenerArgs, TokenSource};
+use crate::cli::{ListenerArgs, SERVE_LISTENS, TokenSource};
 use crate::secrets::{self, PairFiles, Secrets, SecretsError, Settings, Source};
 use crate::tls;
 use crate::types::VERSION_HEADER;
 
 use super::failure::{Exit, Failure};
 
-/// Where `serve` and a llama-server listen when nobody says otherwise.
-const DEFAULT_PORT: u16 = 8080;
 /// How long the program that has our address may take to say who it is.
 const WHO_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -142,7 +140,8 @@ fn taken_by(who: Option<Who>, address: SocketAddr, option: &str) -> Failure {
     };
     match who {
         Some(Who::Orchd) => failure("another orchd").hint(format!("stop that one, or choose another address with {option}")),
-        Some(Who::LlamaServer) => failure(if address.port() == DEFAULT_PORT {
+        // 8080 is a llama-server's own default as well.
+        Some(Who::LlamaServer) => failure(if address.port() == SERVE_LISTENS.port() {
             "a llama-server, whose default port is the same,"
         } else {
             "a llama-server"

@@ -11,7 +11,7 @@ use super::output;
 use crate::cli::UsageError;
 use crate::client::ClientError;
 use crate::config::ConfigError;
-use crate::types::ErrorCode;
+use crate::types::{ErrorCode, SPEAKS_TLS};
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +172,7 @@ fn judge(error: &ClientError) -> (Exit, Option<String>) {
         ),
         // A port with TLS says so in plain HTTP to whoever speaks that.
         ClientError::Refused { server, body, .. }
-            if body.message.contains("this port speaks TLS") && !server.origin().https =>
+            if body.message == SPEAKS_TLS && !server.origin().https =>
         {
             let url = server.as_str().replacen("http://", "https://", 1);
             (

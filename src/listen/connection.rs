@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use crate::tls::Acceptor;
-use crate::types::{ErrorBody, ErrorCode, VERSION, VERSION_HEADER};
+use crate::types::{ErrorBody, ErrorCode, SPEAKS_TLS, VERSION, VERSION_HEADER};
 
 use super::held::Desk;
 use super::places::Place;
@@ -97,8 +97,7 @@ async fn shake_hands(
 }
 
 fn plain_http_refusal() -> String {
-    let message = "this port speaks TLS: use https://";
-    let body = ErrorBody::new(ErrorCode::InvalidRequest, message.to_owned());
+    let body = ErrorBody::new(ErrorCode::InvalidRequest, SPEAKS_TLS.to_owned());
     let body = serde_json::to_string(&body).expect("words and booleans are JSON");
     format!(
         "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n{VERSION_HEADER}: {VERSION}\r\n\

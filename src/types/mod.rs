@@ -37,6 +37,8 @@ pub use wire::{
 pub const LOCAL_NODE: &str = "local";
 /// Response header on every answer of the control plane: the version that answered.
 pub const VERSION_HEADER: &str = "x-orchd-version";
+/// What a port that speaks TLS answers to plain HTTP.
+pub const SPEAKS_TLS: &str = "this port speaks TLS: use https://";
 /// Response header with which an agent's proxy marks a refusal as its own, never the engine's. Its value is the code.
 pub const REFUSED_HEADER: &str = "x-orchd-refused";
 /// This build's version.

@@ -1,19 +1,16 @@
 //! `orchd nodes register`: take in a node without an agent, or announce one whose agent will come. Called by
 //! `nodes::run`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::wait::{self, Goal};
-use crate::cli::{Label, MachineId, NodesRegisterArgs, Wanted, show_duration};
+use crate::cli::{AGENT_LISTENS, Label, MachineId, NodesRegisterArgs, Wanted, show_duration};
 use crate::client::Client;
 use crate::commands::failure::Exit;
 use crate::commands::output;
 use crate::types::{Capabilities, EngineRef, HttpUrl, Origin, RegisterReply, RegisterRequest};
-
-/// Where an agent listens when nobody says otherwise.
-const AGENT_LISTENS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9200);
 
 pub(super) async fn run(args: NodesRegisterArgs, client: Client) -> anyhow::Result<ExitCode> {
     let engines: Vec<EngineRef> = args
