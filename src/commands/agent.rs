@@ -45,10 +45,7 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
         engines: args
             .engine_specs()?
             .into_iter()
-            .map(|spec| Engine {
-                pool_id: spec.name,
-                url: spec.url,
-            })
+            .map(|spec| Engine::new(spec.name, spec.url))
             .collect(),
         gpu_fixture: args.gpu_fixture,
         shutdown_grace: args.shutdown_grace,

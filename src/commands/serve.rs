@@ -90,10 +90,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
         Setup::Home {
             engines: engines
                 .into_iter()
-                .map(|spec| Engine {
-                    pool_id: spec.name,
-                    url: spec.url,
-                })
+                .map(|spec| Engine::new(spec.name, spec.url))
                 .collect(),
         }
     };

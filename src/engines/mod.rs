@@ -6,27 +6,20 @@
 //! of the HOME profile.
 
 mod llamacpp;
+mod reader;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
-use tracing::{info, warn};
+use http::HeaderValue;
 
-use crate::clock::Clock;
-use crate::types::{HttpUrl, PoolId, PoolState, PoolStatus, Sample};
+use crate::types::{Declared, HttpUrl, PoolId, PoolState, PoolStatus, Sample};
 
-/// How often an engine is read while it works, loads or is away (contract §4).
-const WORKING: Duration = Duration::from_secs(1);
+pub use reader::watch;
+
 /// The longest pause between two readings, of an engine that idles (contract §4).
 pub const IDLE: Duration = Duration::from_secs(5);
-/// How often while it loads: its model may be there in a moment.
-const LOADING: Duration = Duration::from_millis(250);
-
-/// How soon an engine is read after it was asked for (contract §3, Cancel).
-const HURRIED: Duration = Duration::from_millis(50);
-
 /// An engine to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Engine {
@@ -34,6 +27,38 @@ pub struct Engine {
     pub pool_id: PoolId,
     /// Where it listens.
     pub url: HttpUrl,
+    /// What was said of it by whoever started it; holds while the engine itself does not tell.
+    pub declared: Declared,
+    /// The GPUs it runs on, as `CUDA_VISIBLE_DEVICES` names them; all of the machine's when absent.
+    pub device_mask: Option<String>,
+    /// What it wants to be shown: `Bearer KEY`, marked as sensitive.
+    pub key: Option<HeaderValue>,
+    /// Why it is not worth asking. Such an engine is reported as this says, and not read.
+    pub fault: Option<Fault>,
+}
+
+impl Engine {
+    /// An engine of which nothing is known but where it listens.
+    #[must_use]
+    pub fn new(pool_id: PoolId, url: HttpUrl) -> Self {
+        Self {
+            pool_id,
+            url,
+            declared: Declared::default(),
+            device_mask: None,
+            key: None,
+            fault: None,
+        }
+    }
+}
+
+/// What is wrong with an engine, as far as it can be told without asking it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What it is reported as.
+    pub state: PoolState,
+    /// A sentence.
+    pub why: String,
 }
 
 /// The requests that this process itself has at an engine. Counted by whoever sends them, read by the prober.
@@ -86,79 +111,4 @@ pub struct Reading {
     pub status: PoolStatus,
     /// Its slots, when they could be read.
     pub sample: Option<Sample>,
-}
-
-/// Reads an engine until the receiver is gone. `in_flight` is the reader's own requests there, where it is the one who
-/// sends them all. `hurry` asks for readings soon: one after 50 ms, then after twice as long each time. The pause between
-/// two readings is never longer than `at_least`.
-pub async fn watch(
-    engine: Engine,
-    clock: Clock,
-    in_flight: Option<Arc<InFlight>>,
-    hurry: Arc<Notify>,
-    at_least: Duration,
-    readings: mpsc::Sender<Reading>,
-) {
-    let mut prober = match llamacpp::Prober::new(engine.clone(), clock, in_flight.clone()) {
-        Ok(prober) => prober,
-        Err(e) => {
-            warn!(pool_id = %engine.pool_id, error = %e, "cannot read this engine");
-            return;
-        }
-    };
-    let mut last: Option<(PoolState, Vec<String>)> = None;
-    let mut hurried: Option<Duration> = None;
-    loop {
-        let reading = prober.round().await;
-        let state = reading.status.state;
-        let now = (steady(state), reading.status.models_available.clone());
-        if last.as_ref() != Some(&now) {
-            let detail = reading.status.detail.as_deref().unwrap_or_default();
-            let (pool_id, url) = (&engine.pool_id, &engine.url);
-            if matches!(state, PoolState::Unreachable | PoolState::Misconfigured) {
-                warn!(%pool_id, %url, state = state.as_str(), detail, "this engine cannot be used now; it is asked again every second");
-            } else {
-                let models = reading.status.models_available.join(",");
-                info!(%pool_id, %url, state = state.as_str(), models, "engine changed");
-            }
-            last = Some(now);
-        }
-        let taken = reading.sample.is_some_and(|sample| sample.busy > 0);
-        let ours = in_flight
-            .as_ref()
-            .is_some_and(|in_flight| in_flight.now() > 0);
-        let pause = pause(state, taken || ours).min(at_least);
-        if readings.send(reading).await.is_err() {
-            return;
-        }
-        let pause = hurried.map_or(pause, |soon| soon.min(pause));
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {
-                hurried = hurried.map(|soon| soon * 2).filter(|soon| *soon < WORKING);
-            }
-            () = hurry.notified() => {
-                hurried = Some(HURRIED);
-                tokio::time::sleep(HURRIED).await;
-            }
-            () = readings.closed() => return,
-        }
-    }
-}
-
-/// How long until the next reading.
-fn pause(state: PoolState, works: bool) -> Duration {
-    match state {
-        PoolState::Loading => LOADING,
-        PoolState::Ready | PoolState::Sleeping if !works => IDLE,
-        _ => WORKING,
-    }
-}
-
-/// What is worth a line in the log: an engine that fills its slots and empties them again is not.
-fn steady(state: PoolState) -> PoolState {
-    if state == PoolState::Busy {
-        PoolState::Ready
-    } else {
-        state
-    }
 }

@@ -71,10 +71,7 @@ impl Probing {
         };
         let (readings, mut inbox) = mpsc::channel(READINGS);
         for (pool_id, url) in &named {
-            let engine = Engine {
-                pool_id: pool_id.clone(),
-                url: url.clone(),
-            };
+            let engine = Engine::new(pool_id.clone(), url.clone());
             tokio::spawn(engines::watch(
                 engine,
                 self.clock,

@@ -24,7 +24,7 @@ pub use ids::{IdError, NodeId, PoolId, RESERVED_NODE_IDS, check_model_id};
 pub use model::listed_model_id;
 pub use node::{DrainState, DrainView, NodeStatus, NodeView, PoolStatusView};
 pub use object::Object;
-pub use pool::{EngineKind, PoolDescriptor, PoolState, PoolStatus, Sample};
+pub use pool::{Declared, EngineKind, PoolDescriptor, PoolState, PoolStatus, Sample};
 pub use time::{Millis, Mono, Now, UnixMs, millis, parse_duration};
 pub use url::{HttpUrl, Origin, UrlError};
 pub use wire::{

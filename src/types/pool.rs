@@ -177,6 +177,19 @@ impl PoolStatus {
     }
 }
 
+/// What whoever started an engine said of it, in a handoff file. All of it gives way to what the engine says itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Declared {
+    /// Its build.
+    pub engine_version: Option<String>,
+    /// Slots in all.
+    pub slots_total: Option<u32>,
+    /// Slots not processing anything.
+    pub slots_free: Option<u32>,
+    /// Model ids it is going to serve, as they are listed.
+    pub models: Vec<String>,
+}
+
 /// What of a pool is durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolDescriptor {
