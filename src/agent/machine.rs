@@ -107,6 +107,8 @@ pub struct Machine {
     /// Another machine has the name; once this has passed and it is still so, the agent ends.
     name_taken_until: Option<Mono>,
     drain: Option<DrainOrder>,
+    /// What it registered with is no longer so.
+    outdated: bool,
     stopping: bool,
 }
 
@@ -124,6 +126,7 @@ impl Machine {
             registered: false,
             name_taken_until: None,
             drain: None,
+            outdated: false,
             stopping: false,
         }
     }
@@ -132,6 +135,9 @@ impl Machine {
     pub fn next(&mut self, now: Mono) -> Next {
         if self.phase == Phase::Up && now.since(self.due) > self.timeout_ms {
             // It slept for longer than a lease: what it is may have changed, and others may have its name.
+            self.phase = Phase::Registering;
+        }
+        if self.phase == Phase::Up && self.outdated && !self.stopping && now >= self.due {
             self.phase = Phase::Registering;
         }
         let call = match self.phase {
@@ -166,6 +172,19 @@ impl Machine {
                 .last_beat
                 .map_or(now, |last| last.plus(EARLY_GAP_MS).max(now));
             self.due = self.due.min(earliest);
+        }
+    }
+
+    /// What a registration says is no longer what it said: it registers again, in the place of its next heartbeat.
+    pub fn on_registration_change(&mut self, now: Mono) {
+        self.outdated = true;
+        self.on_change(now);
+    }
+
+    /// A call is being made, with what is known at this moment.
+    pub fn on_called(&mut self, call: Call) {
+        if call == Call::Register {
+            self.outdated = false;
         }
     }
 
@@ -385,6 +404,42 @@ mod tests {
         let mut m = up();
         assert_eq!(m.next(at(40_010)), Next::Call(Call::Beat));
         assert_eq!(m.next(at(40_011)), Next::Call(Call::Register));
+    }
+
+    #[test]
+    fn what_it_registered_with_is_told_again_when_it_changes() {
+        let mut m = up();
+        m.on_registration_change(at(500));
+        assert_eq!(m.next(at(500)), Next::Wait(at(1_010)), "as early as a beat");
+        assert_eq!(m.next(at(1_010)), Next::Call(Call::Register));
+        m.on_called(Call::Register);
+        m.on_outcome(at(1_020), Call::Register, registered(), 0);
+        assert_eq!(m.next(at(1_020)), Next::Call(Call::Beat));
+        m.on_outcome(at(1_030), Call::Beat, beaten(None), 0);
+        assert_eq!(m.next(at(1_030)), Next::Wait(at(11_030)), "once is enough");
+    }
+
+    #[test]
+    fn a_change_while_it_registers_is_not_lost() {
+        let mut m = Machine::new(at(0));
+        m.on_called(Call::Register);
+        m.on_registration_change(at(1));
+        m.on_outcome(at(5), Call::Register, registered(), 0);
+        assert_eq!(m.next(at(5)), Next::Call(Call::Register));
+        m.on_called(Call::Register);
+        m.on_outcome(at(10), Call::Register, Outcome::Failed, u32::MAX);
+        assert_eq!(m.next(at(210)), Next::Call(Call::Register));
+        m.on_called(Call::Register);
+        m.on_outcome(at(215), Call::Register, registered(), 0);
+        assert_eq!(m.next(at(215)), Next::Call(Call::Beat));
+    }
+
+    #[test]
+    fn who_stops_does_not_register_again() {
+        let mut m = up();
+        m.on_stop(at(5_000));
+        m.on_registration_change(at(5_000));
+        assert_eq!(m.next(at(5_000)), Next::Call(Call::Beat));
     }
 
     #[test]

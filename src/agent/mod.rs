@@ -10,7 +10,7 @@ pub mod machine;
 mod node;
 mod proxy;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,14 +18,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
 use crate::client::Client;
 use crate::clock::Clock;
-use crate::engines::{self, Engine, InFlight};
+use crate::engines::{self, Engine};
 use crate::listen::{self, Workers};
 use crate::secrets::Secrets;
 use crate::service;
@@ -36,10 +37,7 @@ pub use machine::End;
 
 use machine::Next;
 use node::{Answer, Node};
-use proxy::{Door, Proxy, Shared};
-
-/// Readings on their way: one a second from each engine, taken at once.
-const READINGS: usize = 64;
+use proxy::{Proxy, Shared};
 
 /// How long the registration waits for the first reading of each engine.
 const FIRST_READINGS: Duration = Duration::from_secs(1);
@@ -65,6 +63,8 @@ pub struct Settings {
     pub labels: BTreeMap<String, String>,
     /// Engines of this machine.
     pub engines: Vec<Engine>,
+    /// Where others are announced by handoff files.
+    pub runtime_dir: PathBuf,
     /// A file that stands in for NVML.
     pub gpu_fixture: Option<PathBuf>,
     /// How long running requests may go on after a stop.
@@ -107,28 +107,20 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
     let inventory = looked.map_err(|e| AgentError::System(io::Error::other(e)))??;
 
     let clock = Clock::new();
-    let (readings, mut inbox) = mpsc::channel(READINGS);
-    let mut doors = HashMap::new();
-    for engine in settings.engines.clone() {
-        let in_flight = Arc::new(InFlight::default());
-        let door = Door {
-            origin: engine.url.origin(),
-            in_flight: Arc::clone(&in_flight),
-        };
-        doors.insert(engine.pool_id.clone(), door);
-        tokio::spawn(engines::watch(
-            engine,
-            clock,
-            Some(in_flight),
-            Arc::new(Notify::new()),
-            engines::IDLE,
-            readings.clone(),
-        ));
-    }
-    drop(readings);
+    let mut events = engines::spawn_watch(
+        engines::Settings {
+            configured: settings.engines.clone(),
+            runtime_dir: Some(settings.runtime_dir.clone()),
+            counts: true,
+            hurry: Arc::new(Notify::new()),
+            at_least: engines::IDLE,
+        },
+        clock,
+    );
     let shared = Arc::new(Shared {
         node_id: settings.node_id.clone(),
-        doors,
+        doors: ArcSwap::default(),
+        all: Arc::default(),
         guard: secrets.guard(),
         stopping: AtomicBool::new(false),
         quiet: Notify::new(),
@@ -144,9 +136,6 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
     drop(listener);
     let scheme = entrance.scheme();
     info!(version = VERSION, node_id = %settings.node_id, "listening on {scheme}://{address}");
-    if settings.engines.is_empty() {
-        warn!("no engines: name them with --engine, or this node has nothing to serve");
-    }
 
     let secrets = tokio::spawn(secrets.watch(hangup));
     service::ready();
@@ -158,9 +147,9 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
     // So that the first heartbeat, which follows the registration at once, already tells what this node serves.
     let _ = tokio::time::timeout(FIRST_READINGS, async {
         while !node.has_read_all()
-            && let Some(reading) = inbox.recv().await
+            && let Some(event) = events.recv().await
         {
-            node.on_reading(reading);
+            node.on_event(event);
         }
     })
     .await;
@@ -184,7 +173,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
                 node.on_answer(answer);
             }
             () = at(due), if in_progress.is_none() => {}
-            Some(reading) = inbox.recv() => node.on_reading(reading),
+            Some(event) = events.recv() => node.on_event(event),
             () = node.shared.quiet.notified() => node.on_quiet(),
             () = at(grace_ends) => {
                 warn!(in_flight = node.shared.in_flight(), "the grace has ended; ending what still runs");

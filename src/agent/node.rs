@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::client::ClientError;
 use crate::clock::Clock;
-use crate::engines::Reading;
+use crate::engines::{Engine, Event, Reading, Watched};
 use crate::random;
 use crate::types::{
     DrainAck, ErrorCode, HeartbeatRequest, HttpUrl, PoolId, PoolStatus, RegisterRequest, UrlError,
@@ -24,7 +24,7 @@ use crate::types::{
 use super::Settings;
 use super::inventory::Inventory;
 use super::machine::{Call, Machine, Outcome};
-use super::proxy::Shared;
+use super::proxy::{Door, Doors, Shared};
 
 /// What came of a call.
 pub(super) type Answer = (Call, Result<Outcome, CallError>);
@@ -52,6 +52,9 @@ pub(super) struct Node {
     pub machine: Machine,
     instance_id: String,
     seq: u64,
+    /// The engines; none until it is known which there are.
+    engines: Option<BTreeMap<PoolId, Arc<Engine>>>,
+    /// What was read of them.
     pools: BTreeMap<PoolId, PoolStatus>,
     /// What the log said last of the control plane.
     was_up: Option<bool>,
@@ -74,13 +77,60 @@ impl Node {
             machine: Machine::new(clock.now()),
             instance_id: random::name(),
             seq: 0,
+            engines: None,
             pools: BTreeMap::new(),
             was_up: None,
         }
     }
 
-    /// An engine was read.
-    pub fn on_reading(&mut self, reading: Reading) {
+    /// The engines are others, or one of them was read.
+    pub fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Engines(watched) => self.on_engines(watched),
+            Event::Reading(reading) => self.on_reading(*reading),
+        }
+    }
+
+    fn on_engines(&mut self, watched: Vec<Watched>) {
+        if watched.is_empty() {
+            let dir = self.settings.runtime_dir.display();
+            warn!(
+                "no engines: name them with --engine, or put handoff files into {dir}; until then this node has nothing to serve"
+            );
+        }
+        let before = self.engines.take().unwrap_or_default();
+        // What was read of an engine elsewhere says nothing of this one.
+        self.pools.retain(|pool_id, _| {
+            let now = watched.iter().find(|w| w.engine.pool_id == *pool_id);
+            let known = before.get(pool_id);
+            matches!((now, known), (Some(now), Some(known)) if now.engine.url == known.url)
+        });
+        let doors: Doors = watched
+            .iter()
+            .map(|Watched { engine, in_flight }| {
+                let door = Door {
+                    pool_id: engine.pool_id.clone(),
+                    origin: engine.url.origin(),
+                    key: engine.key.clone(),
+                    in_flight: Arc::clone(in_flight),
+                };
+                (engine.pool_id.clone(), Arc::new(door))
+            })
+            .collect();
+        self.shared.doors.store(Arc::new(doors));
+        let engines: BTreeMap<PoolId, Arc<Engine>> = watched
+            .into_iter()
+            .map(|watched| (watched.engine.pool_id.clone(), watched.engine))
+            .collect();
+        let now = self.clock.now();
+        if before.keys().ne(engines.keys()) {
+            self.machine.on_registration_change(now);
+        }
+        self.engines = Some(engines);
+        self.machine.on_change(now);
+    }
+
+    fn on_reading(&mut self, reading: Reading) {
         let status = reading.status;
         let known = self.pools.get(&status.pool_id);
         let news = known.is_none_or(|old| {
@@ -92,9 +142,9 @@ impl Node {
         }
     }
 
-    /// Whether every engine was read at least once.
+    /// Whether it is known which engines there are, and every one was read at least once.
     pub fn has_read_all(&self) -> bool {
-        self.pools.len() == self.settings.engines.len()
+        (self.engines.as_ref()).is_some_and(|engines| engines.len() == self.pools.len())
     }
 
     /// The last request has ended, perhaps.
@@ -125,6 +175,7 @@ impl Node {
 
     /// A call, ready to be made; it holds nothing of this node.
     pub fn prepare(&mut self, call: Call) -> BoxFuture<'static, Answer> {
+        self.machine.on_called(call);
         let client = self.settings.client.clone();
         let node_id = self.settings.node_id.clone();
         match call {
@@ -176,10 +227,10 @@ impl Node {
             machine_id: Some(self.settings.machine_id.clone()),
             address: self.settings.advertise.clone(),
             pools: self
-                .settings
                 .engines
                 .iter()
-                .map(|engine| engine.pool_id.to_string())
+                .flatten()
+                .map(|(pool_id, _)| pool_id.to_string())
                 .collect(),
             capabilities: self.inventory.capabilities.clone(),
             version: Some(VERSION.to_owned()),

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
@@ -24,14 +25,22 @@ use crate::types::{NodeId, Origin, PoolId, REFUSED_HEADER, VERSION, VERSION_HEAD
 /// One engine behind the door.
 #[derive(Debug)]
 pub(super) struct Door {
+    pub pool_id: PoolId,
     pub origin: Origin,
+    /// What the engine wants to be shown.
+    pub key: Option<HeaderValue>,
     pub in_flight: Arc<InFlight>,
 }
+
+/// The engines by the names of their pools. Replaced as a whole when they change.
+pub(super) type Doors = HashMap<PoolId, Arc<Door>>;
 
 /// What the serving threads share.
 pub(super) struct Shared {
     pub node_id: NodeId,
-    pub doors: HashMap<PoolId, Door>,
+    pub doors: ArcSwap<Doors>,
+    /// Every request that runs, also those at engines that have been taken away.
+    pub all: Arc<InFlight>,
     /// Who is let in.
     pub guard: Guard,
     /// No new work.
@@ -43,7 +52,7 @@ pub(super) struct Shared {
 impl Shared {
     /// Requests that run.
     pub fn in_flight(&self) -> u32 {
-        self.doors.values().map(|door| door.in_flight.now()).sum()
+        self.all.now()
     }
 }
 
@@ -53,13 +62,14 @@ pub(super) struct Proxy(pub Arc<Shared>);
 
 /// A request as the relay carries it.
 pub(super) struct Carried {
-    guard: Option<InFlightGuard>,
+    /// At its engine, and in all.
+    guards: Option<[InFlightGuard; 2]>,
     shared: Arc<Shared>,
 }
 
 impl Carried {
     fn end(&mut self) {
-        if self.guard.take().is_some() && self.shared.in_flight() == 0 {
+        if self.guards.take().is_some() && self.shared.in_flight() == 0 {
             self.shared.quiet.notify_one();
         }
     }
@@ -164,9 +174,8 @@ impl Proxy {
                 return Err(refused);
             }
         };
-        if let Some((pool_id, carried)) = admitted {
-            let door = self.0.doors.get(&pool_id).ok_or(Refused::UnknownPool)?;
-            return self.relay(request, pool_id.as_str(), door, carried).await;
+        if let Some((door, carried)) = admitted {
+            return self.relay(request, &door, carried).await;
         }
         let shared = &self.0;
         Ok(match (request.method(), request.uri().path()) {
@@ -182,7 +191,7 @@ impl Proxy {
     }
 
     /// The pool a request is for, entered; none when it is for this agent itself.
-    fn pool(&self, request: &Request<Incoming>) -> Result<Option<(PoolId, Carried)>, Refused> {
+    fn pool(&self, request: &Request<Incoming>) -> Result<Option<(Arc<Door>, Carried)>, Refused> {
         let path = request.uri().path();
         if !OPEN.contains(&path) {
             self.0
@@ -194,29 +203,26 @@ impl Proxy {
             return Ok(None);
         };
         let (pool_id, _) = rest.split_once('/').unwrap_or((rest, ""));
-        let (pool_id, door) = self
-            .0
-            .doors
-            .get_key_value(pool_id)
-            .ok_or(Refused::UnknownPool)?;
+        let doors = self.0.doors.load();
+        let door = doors.get(pool_id).ok_or(Refused::UnknownPool)?;
         // Counted first: a stop that comes now either sees this request or is seen by it.
         let carried = Carried {
-            guard: Some(door.in_flight.enter()),
+            guards: Some([door.in_flight.enter(), self.0.all.enter()]),
             shared: Arc::clone(&self.0),
         };
         if self.0.stopping.load(Ordering::SeqCst) {
             return Err(Refused::Stopping);
         }
-        Ok(Some((pool_id.clone(), carried)))
+        Ok(Some((Arc::clone(door), carried)))
     }
 
     async fn relay(
         &self,
         request: Request<Incoming>,
-        pool_id: &str,
         door: &Door,
         carried: Carried,
     ) -> Result<Response<ProxyBody>, Refused> {
+        let pool_id = door.pool_id.as_str();
         let (parts, body) = request.into_parts();
         let body = listen::collect(body, relay::MAX_BODY_BYTES, relay::BODY_IDLE)
             .await
@@ -229,6 +235,9 @@ impl Proxy {
         // Meant for this agent, not for the engine.
         headers.remove(header::AUTHORIZATION);
         headers.remove(API_KEY);
+        if let Some(key) = &door.key {
+            headers.insert(header::AUTHORIZATION, key.clone());
+        }
         let path = parts
             .uri
             .path_and_query()

@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::value::{Unit, address, duration, label_map};
 use super::{
-    DAY, EngineArg, EngineSpec, Label, ListenerArgs, MachineId, UsageError, name_engines,
-    runtime_dir_warning,
+    DAY, EngineArg, EngineSpec, Label, ListenerArgs, MachineId, RUNTIME_DIR, UsageError,
+    name_engines,
 };
 use crate::types::{HttpUrl, NodeId};
 
@@ -36,10 +36,16 @@ pub struct AgentArgs {
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
-    /// Directory of handoff files, in which whatever starts an engine says where it listens. This version does not read them
-    /// yet: name engines with --engine [default: .runtime/engines]
-    #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
-    pub runtime_dir: Option<PathBuf>,
+    /// Directory of handoff files: whatever starts an engine writes a file *.json that says where it listens, and
+    /// deletes it when the engine ends
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ORCHD_RUNTIME_DIR",
+        default_value = RUNTIME_DIR,
+        value_hint = clap::ValueHint::DirPath
+    )]
+    pub runtime_dir: PathBuf,
 
     /// Name of this node in the fleet [default: the host name]
     #[arg(long, value_name = "NODE")]
@@ -95,13 +101,6 @@ impl AgentArgs {
         self.listener.pair()?;
         self.engine_specs()?;
         self.label_map().map(drop)
-    }
-
-    /// What is allowed, and may surprise.
-    pub(super) fn warnings(&self) -> Vec<String> {
-        runtime_dir_warning(self.runtime_dir.as_ref())
-            .into_iter()
-            .collect()
     }
 
     /// The engines, named.

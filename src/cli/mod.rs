@@ -52,16 +52,6 @@ pub const RUNTIME_DIR: &str = ".runtime/engines";
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// Said of a directory that was asked for and is not looked at.
-fn runtime_dir_warning(dir: Option<&PathBuf>) -> Option<String> {
-    dir.map(|dir| {
-        format!(
-            "this version does not watch the runtime directory {} yet: name engines with --engine",
-            dir.display()
-        )
-    })
-}
-
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -122,7 +112,6 @@ impl Cli {
     pub fn warnings(&self) -> Vec<String> {
         match &self.command {
             Command::Serve(args) => args.warnings(),
-            Command::Agent(args) => args.warnings(),
             _ => Vec::new(),
         }
     }

@@ -9,8 +9,8 @@ use clap::Args;
 use super::admission::{AdmissionPolicy, ByteSize, PolicyParser, size};
 use super::value::{Unit, address, cloud, count, duration};
 use super::{
-    ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, UsageError, name_engines,
-    runtime_dir_warning, show_duration,
+    ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RUNTIME_DIR, UsageError,
+    name_engines, show_duration,
 };
 
 /// Where `serve` listens when nobody says otherwise (contract §2).
@@ -66,10 +66,16 @@ pub struct ServeArgs {
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
-    /// Directory of handoff files, in which whatever starts an engine says where it listens. This version does not read them
-    /// yet: name engines with --engine [default: .runtime/engines]
-    #[arg(long, value_name = "DIR", env = "ORCHD_RUNTIME_DIR", value_hint = clap::ValueHint::DirPath)]
-    pub runtime_dir: Option<PathBuf>,
+    /// Directory of handoff files, HOME profile only: whatever starts an engine writes a file *.json that says where it listens, and
+    /// deletes it when the engine ends
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ORCHD_RUNTIME_DIR",
+        default_value = RUNTIME_DIR,
+        value_hint = clap::ValueHint::DirPath
+    )]
+    pub runtime_dir: PathBuf,
 
     /// Silence after which a node counts as Offline (1s to 1h)
     #[arg(
@@ -275,8 +281,7 @@ impl ServeArgs {
                 show_duration(ORIGINAL_TIMEOUT)
             )
         });
-        let unwatched = runtime_dir_warning(self.runtime_dir.as_ref());
-        short.into_iter().chain(unwatched).collect()
+        short.into_iter().collect()
     }
 
     /// The engines, named.

@@ -47,6 +47,7 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
             .into_iter()
             .map(|spec| Engine::new(spec.name, spec.url))
             .collect(),
+        runtime_dir: args.runtime_dir,
         gpu_fixture: args.gpu_fixture,
         shutdown_grace: args.shutdown_grace,
     };

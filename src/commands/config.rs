@@ -173,10 +173,6 @@ fn derive(setting: &mut Setting, cli: &Cli) {
             ),
             None => return,
         },
-        (_, "runtime_dir") => {
-            setting.value = Value::One(crate::cli::RUNTIME_DIR.to_owned());
-            return;
-        }
         (Command::Agent(args), "advertise") if !args.listen.ip().is_unspecified() => {
             (format!("http://{}", args.listen), "listen")
         }

@@ -5,18 +5,23 @@
 //! because it works is busy, not broken; every round says something. Called by `agent`, and by `server` for the engines
 //! of the HOME profile.
 
+mod handoff;
 mod llamacpp;
 mod reader;
+mod roster;
+mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 
-use crate::types::{Declared, HttpUrl, PoolId, PoolState, PoolStatus, Sample};
+use crate::types::{Declared, HttpUrl, Origin, PoolId, PoolState, PoolStatus, Sample};
 
-pub use reader::watch;
+pub use roster::{PassedOver, Source};
+pub use watch::{Event, Settings, Watched, spawn_watch};
 
 /// The longest pause between two readings, of an engine that idles (contract §4).
 pub const IDLE: Duration = Duration::from_secs(5);
@@ -111,4 +116,25 @@ pub struct Reading {
     pub status: PoolStatus,
     /// Its slots, when they could be read.
     pub sample: Option<Sample>,
+}
+
+/// What engines that this process dials itself want to be shown, by where they listen. Never leaves the process but to
+/// them.
+#[derive(Debug, Default)]
+pub struct EngineKeys(ArcSwap<Vec<(Origin, HeaderValue)>>);
+
+impl EngineKeys {
+    /// The keys of these engines, and no others.
+    pub fn set<'a>(&self, engines: impl Iterator<Item = &'a Engine>) {
+        let keys = engines.filter_map(|engine| Some((engine.url.origin(), engine.key.clone()?)));
+        self.0.store(Arc::new(keys.collect()));
+    }
+
+    /// The key of the engine that listens there.
+    #[must_use]
+    pub fn of(&self, origin: &Origin) -> Option<HeaderValue> {
+        let keys = self.0.load();
+        let (_, key) = keys.iter().find(|(engine, _)| engine == origin)?;
+        Some(key.clone())
+    }
 }

@@ -17,13 +17,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use tracing::info;
 
-use crate::admission::{Admission, Ask, EndSignal, Failure, ModelIx, Permit};
+use crate::admission::{Admission, Ask, EndSignal, Failure, ModelIx, Permit, Upstream};
 use crate::auth::{API_KEY, Area, Guard};
 use crate::clock::Clock;
+use crate::engines::EngineKeys;
 use crate::listen;
 use crate::random;
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
-use crate::types::{Mono, REFUSED_HEADER, UnixMs, listed_model_id};
+use crate::types::{LOCAL_NODE, Mono, REFUSED_HEADER, UnixMs, listed_model_id};
 
 pub use answer::GatewayBody;
 pub use error::GatewayError;
@@ -49,6 +50,7 @@ pub struct Gateway {
     clock: Clock,
     admission: Arc<Admission>,
     guard: Guard,
+    keys: Arc<EngineKeys>,
     /// Tells this process's request ids from another's.
     prefix: String,
     requests: AtomicU64,
@@ -71,13 +73,19 @@ impl Load for Carried {
 impl Gateway {
     /// A gateway over the pools that `admission` knows.
     #[must_use]
-    pub fn new(clock: Clock, admission: Arc<Admission>, guard: Guard) -> Arc<Self> {
+    pub fn new(
+        clock: Clock,
+        admission: Arc<Admission>,
+        guard: Guard,
+        keys: Arc<EngineKeys>,
+    ) -> Arc<Self> {
         let prefix = format!("req-{}", random::name());
         let started = clock.wall();
         Arc::new(Self {
             clock,
             admission,
             guard,
+            keys,
             prefix,
             requests: AtomicU64::new(0),
             started,
@@ -149,6 +157,18 @@ impl Gateway {
         {
             Some(model) => Ok(answer::model(model, self.started)),
             None => Err(self.unknown_model(&wanted)),
+        }
+    }
+
+    /// What an upstream is shown: the token is for this fleet's own agents, not for whatever a heartbeat may name as an
+    /// engine, and an engine of this machine gets the key that whoever started it has put down for it.
+    fn shown(&self, upstream: &Upstream) -> Option<HeaderValue> {
+        if upstream.trusted {
+            self.guard.bearer()
+        } else if upstream.node_id.as_str() == LOCAL_NODE {
+            self.keys.of(&upstream.origin)
+        } else {
+            None
         }
     }
 
@@ -248,8 +268,7 @@ impl Exchange<'_> {
             let upstream = Arc::clone(permit.upstream());
             permit.sent();
             let mut end = permit.end_signal();
-            // The token is for this fleet's own agents, not for whatever a heartbeat may name as an engine.
-            match self.gateway.guard.bearer().filter(|_| upstream.trusted) {
+            match self.gateway.shown(&upstream) {
                 Some(bearer) => {
                     self.outgoing.headers.insert(header::AUTHORIZATION, bearer);
                 }

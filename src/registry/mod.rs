@@ -15,8 +15,8 @@ use std::collections::hash_map::Entry;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    DrainRequest, Health, HeartbeatRequest, Millis, Mono, NodeId, NodeStatus, Now, PoolDescriptor,
-    PoolId, PoolState, PoolStatus, RegisterRequest, UnixMs,
+    DrainRequest, Health, HeartbeatRequest, LOCAL_NODE, Millis, Mono, NodeId, NodeStatus, Now,
+    PoolDescriptor, PoolId, PoolState, PoolStatus, RegisterRequest, UnixMs,
 };
 
 pub use change::{Change, Edit, Intent, Refusal, Speaker};
@@ -204,7 +204,11 @@ impl Registry {
     }
 
     fn decide_register(&self, now: Now, request: &RegisterRequest) -> Result<Change, Refusal> {
-        if request.address.is_none() && request.engines.is_empty() {
+        // The node of the HOME profile is this process's own machine: each of its pools has an address itself.
+        let reachable = request.address.is_some()
+            || !request.engines.is_empty()
+            || request.node_id.as_str() == LOCAL_NODE;
+        if !reachable {
             return Err(Refusal::NoAddress {
                 node_id: request.node_id.clone(),
             });

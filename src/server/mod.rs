@@ -20,7 +20,7 @@ use crate::admission::{self, Admission};
 use crate::api::{Api, Profile, Readiness};
 use crate::clock::Clock;
 use crate::control::{self, Control};
-use crate::engines::{self, Engine};
+use crate::engines::{self, Engine, EngineKeys};
 use crate::gateway::Gateway;
 use crate::listen::{self, Pulse, Workers};
 use crate::secrets::Secrets;
@@ -38,6 +38,8 @@ pub enum Setup {
     Home {
         /// Watched by this process.
         engines: Vec<Engine>,
+        /// Where others are announced by handoff files.
+        runtime_dir: PathBuf,
     },
     /// A fleet.
     Cloud {
@@ -127,7 +129,8 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
         readiness: Arc::clone(&readiness),
         guard: guard.clone(),
     };
-    let gateway = Gateway::new(clock, Arc::clone(&admission), guard);
+    let keys = Arc::new(EngineKeys::default());
+    let gateway = Gateway::new(clock, Arc::clone(&admission), guard, Arc::clone(&keys));
     let face = Face::new(api.router(), gateway);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = Workers::spawn("orchd-serve", &listener, threads, &door, &face)
@@ -137,13 +140,17 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
         control: Arc::clone(&control),
         admission: Arc::clone(&admission),
         clock,
+        keys,
         // Contract §1.1: at least every third of the timeout.
         at_least: engines::IDLE.min(Duration::from_millis(settings.control.node_timeout_ms / 3)),
     };
-    let probing = tokio::spawn(probing.run());
-    if let Setup::Home { engines } = settings.setup {
-        probing::home(&control, engines).await;
-    }
+    let probing = match settings.setup {
+        Setup::Home {
+            engines,
+            runtime_dir,
+        } => probing.home(engines, runtime_dir).await,
+        Setup::Cloud { .. } => tokio::spawn(probing.run()),
+    };
     readiness.set(true);
     info!(
         version = VERSION,

@@ -3,28 +3,25 @@
 //! Invariants: each node has its readers for exactly as long as its registration names its engines; a reading of an
 //! engine that answers counts as a heartbeat of its node, one of an engine that does not only says so.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::control::Control;
-use crate::engines::{self, Engine, Reading};
+use crate::engines::{self, Engine, EngineKeys, Event, Reading, Watched};
 use crate::types::{
     Capabilities, EngineRef, NodeId, PoolState, PoolStatus, RegisterRequest, name_engines,
 };
 
 /// How long the start waits for the first word of each engine (contract §1.1, `/readyz`).
 const FIRST_WORD: Duration = Duration::from_secs(2);
-/// How often it looks whether they have come.
-const FIRST_WORD_LOOK: Duration = Duration::from_millis(10);
-/// Readings on their way: one a second from each engine, taken at once.
-const READINGS: usize = 64;
 
 /// What a reader needs.
 #[derive(Clone)]
@@ -32,6 +29,8 @@ pub(super) struct Probing {
     pub control: Arc<Control>,
     pub admission: Arc<Admission>,
     pub clock: Clock,
+    /// What the engines of this machine want to be shown.
+    pub keys: Arc<EngineKeys>,
     /// An engine is read at least so often.
     pub at_least: Duration,
 }
@@ -69,81 +68,123 @@ impl Probing {
                 return;
             }
         };
-        let (readings, mut inbox) = mpsc::channel(READINGS);
-        for (pool_id, url) in &named {
-            let engine = Engine::new(pool_id.clone(), url.clone());
-            tokio::spawn(engines::watch(
-                engine,
-                self.clock,
-                None,
-                self.admission.early_closes(),
-                self.at_least,
-                readings.clone(),
-            ));
-        }
-        drop(readings);
-        let mut known: Vec<Option<PoolStatus>> = vec![None; named.len()];
-        while let Some(Reading { mut status, sample }) = inbox.recv().await {
-            let Some(at) = named
-                .iter()
-                .position(|(pool_id, _)| *pool_id == status.pool_id)
-            else {
-                continue;
+        let configured = named
+            .into_iter()
+            .map(|(pool_id, url)| Engine::new(pool_id, url));
+        self.follow(&node_id, configured.collect(), None, || {})
+            .await;
+    }
+
+    /// Reports the engines of one node as they come, change and go. `once_read` is called when each of those that there
+    /// are at the start has been read.
+    async fn follow(
+        &self,
+        node_id: &NodeId,
+        configured: Vec<Engine>,
+        runtime_dir: Option<PathBuf>,
+        once_read: impl FnOnce(),
+    ) {
+        let dir = runtime_dir.clone();
+        let settings = engines::Settings {
+            configured,
+            runtime_dir,
+            counts: false,
+            hurry: self.admission.early_closes(),
+            at_least: self.at_least,
+        };
+        let mut events = engines::spawn_watch(settings, self.clock);
+        let mut once_read = Some(once_read);
+        let mut known: Vec<(Arc<Engine>, Option<PoolStatus>)> = Vec::new();
+        while let Some(event) = events.recv().await {
+            let (fresh, heard) = match event {
+                Event::Engines(watched) => {
+                    if watched.is_empty()
+                        && let Some(dir) = &dir
+                    {
+                        warn!(
+                            "no engines: name them with --engine, or put handoff files into {}; until then there is nothing to serve",
+                            dir.display()
+                        );
+                    }
+                    let before = std::mem::take(&mut known);
+                    known.extend(watched.into_iter().map(|Watched { engine, .. }| {
+                        // What was read of an engine elsewhere says nothing of this one.
+                        let same = before.iter().find(|(known, _)| {
+                            known.pool_id == engine.pool_id && known.url == engine.url
+                        });
+                        let status = same.and_then(|(_, status)| status.clone());
+                        (engine, status)
+                    }));
+                    if *node_id == NodeId::local() {
+                        let keys = known.iter().map(|(engine, _)| engine.as_ref());
+                        self.keys.set(keys);
+                    }
+                    (None, false)
+                }
+                Event::Reading(reading) => {
+                    let Reading { status, sample, .. } = *reading;
+                    let named = known
+                        .iter_mut()
+                        .find(|(engine, _)| engine.pool_id == status.pool_id);
+                    let Some((engine, last)) = named else {
+                        continue;
+                    };
+                    let heard = status.state != PoolState::Unreachable;
+                    let fresh = sample.map(|sample| (status.pool_id.clone(), sample));
+                    *last = Some(PoolStatus {
+                        // Dialled directly: there is no agent in between.
+                        url: Some(engine.url.clone()),
+                        ..status
+                    });
+                    (fresh, heard)
+                }
             };
-            // Dialled directly: there is no agent in between.
-            status.url = Some(named[at].1.clone());
-            let heard = status.state != PoolState::Unreachable;
-            let fresh = sample.map(|sample| (status.pool_id.clone(), sample));
-            known[at] = Some(status);
-            let pools = known.iter().flatten().cloned().collect();
+            let pools = known.iter().filter_map(|(_, status)| status.clone());
             if let Err(e) = self
                 .control
-                .report(&node_id, pools, fresh.as_slice(), heard)
+                .report(node_id, pools.collect(), fresh.as_slice(), heard)
             {
                 // It has left at this moment, and its readers go with it.
                 warn!(node_id = node_id.as_str(), error = %e, "a reading was not taken");
             }
+            if known.iter().all(|(_, status)| status.is_some())
+                && let Some(once_read) = once_read.take()
+            {
+                once_read();
+            }
         }
     }
-}
 
-/// Registers the implicit node of the HOME profile. Returns when each of its engines has been read once, or after two
-/// seconds.
-pub(super) async fn home(control: &Control, engines: Vec<Engine>) {
-    if engines.is_empty() {
-        warn!("no engines: name them with --engine, or there is nothing to serve");
-        return;
+    /// Keeps the implicit node of the HOME profile, with its readers. Returns when each of its engines has been read once,
+    /// or after two seconds.
+    pub async fn home(self, configured: Vec<Engine>, runtime_dir: PathBuf) -> JoinHandle<()> {
+        let request = RegisterRequest {
+            node_id: NodeId::local(),
+            machine_id: None,
+            address: None,
+            pools: Vec::new(),
+            capabilities: Capabilities::default(),
+            version: None,
+            labels: BTreeMap::new(),
+            instance_id: None,
+            announced: false,
+            engines: Vec::new(),
+        };
+        let (told, read) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            if let Err(e) = self.control.register(request).await {
+                error!(error = %e, "the local node cannot be registered; its engines are not served");
+                return;
+            }
+            let once_read = || {
+                // Nobody waits any longer.
+                let _ = told.send(());
+            };
+            self.follow(&NodeId::local(), configured, Some(runtime_dir), once_read)
+                .await;
+        });
+        // Whether they answered or not: the server is ready to say so.
+        let _ = tokio::time::timeout(FIRST_WORD, read).await;
+        task
     }
-    let request = RegisterRequest {
-        node_id: NodeId::local(),
-        machine_id: None,
-        address: None,
-        pools: engines
-            .iter()
-            .map(|engine| engine.pool_id.to_string())
-            .collect(),
-        capabilities: Capabilities::default(),
-        version: None,
-        labels: std::collections::BTreeMap::new(),
-        instance_id: None,
-        announced: false,
-        engines: engines
-            .iter()
-            .map(|engine| EngineRef {
-                pool_id: Some(engine.pool_id.clone()),
-                url: engine.url.clone(),
-            })
-            .collect(),
-    };
-    if let Err(e) = control.register(request).await {
-        error!(error = %e, "the local node cannot be registered; its engines are not served");
-        return;
-    }
-    // Whether they answered or not: the server is ready to say so.
-    let _ = tokio::time::timeout(FIRST_WORD, async {
-        while control.pools(&control.node_ids()).len() < engines.len() {
-            tokio::time::sleep(FIRST_WORD_LOOK).await;
-        }
-    })
-    .await;
 }

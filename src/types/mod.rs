@@ -7,6 +7,7 @@
 mod code;
 mod engines;
 mod event;
+mod handoff;
 mod ids;
 mod model;
 mod node;
@@ -20,6 +21,7 @@ mod wire;
 pub use code::{ErrorBody, ErrorCode};
 pub use engines::{EngineClash, name_engines};
 pub use event::{Event, EventKind, RESYNC};
+pub use handoff::{Handoff, HandoffError};
 pub use ids::{IdError, NodeId, PoolId, RESERVED_NODE_IDS, check_model_id};
 pub use model::listed_model_id;
 pub use node::{DrainState, DrainView, NodeStatus, NodeView, PoolStatusView};

@@ -509,12 +509,6 @@ fn a_timeout_below_that_of_the_original_and_a_directory_that_is_not_watched_are_
         ),
         "{log}"
     );
-    let unwatched = "this version does not watch the runtime directory /x yet";
-    for verb in ["serve", "agent"] {
-        let log = log_of(verb, &[("ORCHD_RUNTIME_DIR", "/x")]);
-        assert_eq!(log.matches(unwatched).count(), 1, "{log}");
-        assert!(!log_of(verb, &[]).contains("runtime directory"));
-    }
 }
 
 #[test]
