@@ -146,7 +146,11 @@ impl Watch {
             let reader = match before.remove(&name) {
                 Some(same) if *same.watched.engine == engine => same,
                 known => {
-                    if let Source::File(file) = &source {
+                    let moved =
+                        (known.as_ref()).is_none_or(|known| known.watched.engine.url != engine.url);
+                    if let Source::File(file) = &source
+                        && moved
+                    {
                         info!(pool_id = %name, url = %engine.url, file, "an engine was handed over");
                     }
                     self.spawn(engine, known.as_ref())

@@ -60,12 +60,18 @@ impl Orchd {
 
     /// `orchd agent` as node `node_id` with these engines, each `NAME=URL`.
     pub fn agent(server: &str, node_id: &str, engines: &[String]) -> Self {
+        Self::agent_with(server, node_id, engines, &[])
+    }
+
+    /// The same with more options.
+    pub fn agent_with(server: &str, node_id: &str, engines: &[String], more: &[&str]) -> Self {
         let mut arguments: Vec<String> = ["agent", "--server", server, "--node-id", node_id]
             .map(str::to_owned)
             .to_vec();
         for engine in engines {
             arguments.extend(["--engine".to_owned(), engine.clone()]);
         }
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
         Self::start(&format!("orchd agent {node_id}"), &arguments, "/health")
     }
 
