@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::value::{Unit, address, duration, label_map};
 use super::{
@@ -32,6 +32,42 @@ Log:
   ORCHD_LOG=debug orchd agent ...
       More of it, on stderr: error, warn, info, debug or trace; or parts, as in orchd::agent=debug")]
 pub struct AgentArgs {
+    /// What is reported.
+    #[command(flatten)]
+    pub host: HostArgs,
+
+    /// Address and port to listen on
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value_t = AGENT_LISTENS,
+        value_parser = address()
+    )]
+    pub listen: SocketAddr,
+
+    /// Address under which the gateway reaches this agent [default: the listen address; for a wildcard such as 0.0.0.0,
+    /// the address this host uses towards the control plane]
+    #[arg(long, value_name = "URL")]
+    pub advertise: Option<HttpUrl>,
+
+    /// How long running requests may go on after a stop signal (0s to 24h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_SHUTDOWN_GRACE_MS",
+        default_value = "30s",
+        value_parser = duration(Unit::Millis, Duration::ZERO, DAY)
+    )]
+    pub shutdown_grace: Duration,
+
+    /// How it listens.
+    #[command(flatten)]
+    pub listener: ListenerArgs,
+}
+
+/// What an agent reports: the options that `orchd agent` and `orchd probe` share.
+#[derive(Debug, Clone, Args)]
+pub struct HostArgs {
     /// Engine to report and relay to; repeatable. The first one without a name is called `default`, the others HOST-PORT
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
@@ -55,20 +91,6 @@ pub struct AgentArgs {
     #[arg(long, value_name = "ID")]
     pub machine_id: Option<MachineId>,
 
-    /// Address and port to listen on
-    #[arg(
-        long,
-        value_name = "ADDR",
-        default_value_t = AGENT_LISTENS,
-        value_parser = address()
-    )]
-    pub listen: SocketAddr,
-
-    /// Address under which the gateway reaches this agent [default: the listen address; for a wildcard such as 0.0.0.0,
-    /// the address this host uses towards the control plane]
-    #[arg(long, value_name = "URL")]
-    pub advertise: Option<HttpUrl>,
-
     /// Label of this node; repeatable
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<Label>,
@@ -76,20 +98,35 @@ pub struct AgentArgs {
     /// Read the GPUs from this file instead of from the driver, for tests
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub gpu_fixture: Option<PathBuf>,
+}
 
-    /// How long running requests may go on after a stop signal (0s to 24h)
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "ORCHD_SHUTDOWN_GRACE_MS",
-        default_value = "30s",
-        value_parser = duration(Unit::Millis, Duration::ZERO, DAY)
-    )]
-    pub shutdown_grace: Duration,
+/// How to print what was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProbeFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+    /// The same as YAML
+    Yaml,
+}
 
-    /// How it listens.
+/// `orchd probe`.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "\
+Examples:
+  orchd probe --engine http://127.0.0.1:8081
+      The GPUs of this host, and one engine
+  orchd probe --runtime-dir /run/engines -o json
+      Engines by their handoff files, for a program")]
+pub struct ProbeArgs {
+    /// What is looked at.
     #[command(flatten)]
-    pub listener: ListenerArgs,
+    pub host: HostArgs,
+
+    /// How to print it
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = ProbeFormat::Table)]
+    pub output: ProbeFormat,
 }
 
 impl AgentArgs {
@@ -99,10 +136,12 @@ impl AgentArgs {
     /// Two engines of one name or address, a label twice, too many labels, a certificate without its key.
     pub fn check(&self) -> Result<(), UsageError> {
         self.listener.pair()?;
-        self.engine_specs()?;
-        self.label_map().map(drop)
+        self.host.engine_specs()?;
+        self.host.label_map().map(drop)
     }
+}
 
+impl HostArgs {
     /// The engines, named.
     ///
     /// # Errors

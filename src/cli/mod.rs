@@ -22,7 +22,7 @@ mod tools;
 mod value;
 
 pub use admission::{AdmissionPolicy, ByteSize};
-pub use agent::{AGENT_LISTENS, AgentArgs};
+pub use agent::{AGENT_LISTENS, AgentArgs, HostArgs, ProbeArgs, ProbeFormat};
 pub use config::{
     ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs, Process,
 };
@@ -138,8 +138,9 @@ pub fn command() -> clap::Command {
 const CONNECTION: &str = "Connection";
 /// Verbs for which options of the connection mean nothing. `serve` connects to no control plane, and takes the token from
 /// whoever connects to it.
-const WITHOUT_CONNECTION: [(&str, &[&str]); 3] = [
+const WITHOUT_CONNECTION: [(&str, &[&str]); 4] = [
     ("serve", &["servers"]),
+    ("probe", &["servers", "api_token", "api_token_file"]),
     (
         "completions",
         &["config", "servers", "api_token", "api_token_file", "ca"],
@@ -187,6 +188,11 @@ pub enum Command {
     /// Registers this host with the control plane, reports its GPUs and engines, and relays requests to them, so that
     /// engines may stay on loopback. It goes on serving without a control plane, and registers again when one answers.
     Agent(Box<AgentArgs>),
+    /// Show what an agent would report of this host: its GPUs and its engines
+    ///
+    /// Looks once, with the settings of `orchd agent`, and talks to no control plane. For whoever sets up a host: it shows what
+    /// is found, what is passed over and why, and settings of engines that cost speed.
+    Probe(ProbeArgs),
     /// Show and manage the nodes of the fleet
     #[command(subcommand, arg_required_else_help = true)]
     Nodes(NodesCommand),

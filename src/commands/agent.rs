@@ -6,7 +6,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::agent::{self, AgentError, End};
-use crate::cli::{AgentArgs, ConnectArgs, TokenSource};
+use crate::cli::{AgentArgs, ConnectArgs, HostArgs, TokenSource};
 use crate::client::Client;
 use crate::engines::Engine;
 use crate::types::NodeId;
@@ -24,7 +24,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     door::raise_descriptor_limit();
     door::trust(connect.api.ca.as_deref())?;
-    let host = sysinfo::System::host_name().ok();
+    let (node_id, machine_id) = identity(&args.host)?;
     let secrets = door::secrets(
         connect.api.tokens(),
         TokenSource::None,
@@ -34,21 +34,19 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     let settings = agent::Settings {
         client: Client::guarded(connect.servers, secrets.guard(), ATTEMPT_TIMEOUT)?,
         max_connections: door::max_connections(&args.listener),
-        node_id: node_id(args.node_id.clone(), host.as_deref())?,
-        machine_id: args
-            .machine_id
-            .as_ref()
-            .map_or_else(|| machine_id(host.as_deref()), |id| id.0.clone()),
+        node_id,
+        machine_id,
         listen: args.listen,
         advertise: args.advertise.clone(),
-        labels: args.label_map()?,
+        labels: args.host.label_map()?,
         engines: args
+            .host
             .engine_specs()?
             .into_iter()
             .map(|spec| Engine::new(spec.name, spec.url))
             .collect(),
-        runtime_dir: args.runtime_dir,
-        gpu_fixture: args.gpu_fixture,
+        runtime_dir: args.host.runtime_dir,
+        gpu_fixture: args.host.gpu_fixture,
         shutdown_grace: args.shutdown_grace,
     };
     let name = settings.node_id.clone();
@@ -80,10 +78,24 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// The names of the node and of its machine.
+///
+/// # Errors
+/// Nobody named the node, and the host's name will not do.
+pub(super) fn identity(args: &HostArgs) -> Result<(NodeId, String), Failure> {
+    let host = sysinfo::System::host_name().ok();
+    let node_id = node_id(args.node_id.clone(), host.as_deref())?;
+    let machine_id = match &args.machine_id {
+        Some(id) => id.0.clone(),
+        None => machine_id(host.as_deref()),
+    };
+    Ok((node_id, machine_id))
+}
+
 /// The name of a node that nobody named, when the host name will do.
 pub(super) fn default_node_id(args: &AgentArgs) -> Option<NodeId> {
     let host = sysinfo::System::host_name().ok();
-    node_id(args.node_id.clone(), host.as_deref()).ok()
+    node_id(args.host.node_id.clone(), host.as_deref()).ok()
 }
 
 /// What tells this machine from others when nobody says otherwise.

@@ -15,6 +15,7 @@ mod logging;
 pub mod nodes;
 pub mod output;
 pub mod pools;
+pub mod probe;
 mod screen;
 pub mod serve;
 mod unit;
@@ -61,6 +62,7 @@ fn dispatch(loaded: Loaded) -> anyhow::Result<ExitCode> {
             args.check()?;
             agent::run(*args, cli.connect)
         }
+        Command::Probe(args) => probe::run(args, &cli.connect),
         Command::Config(command) => config::run(command, &globals),
         Command::Nodes(command) => block_on(nodes::run(command, connect(cli.connect)?)),
         Command::Pools(command) => block_on(pools::pools(command, connect(cli.connect)?)),

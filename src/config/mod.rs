@@ -216,7 +216,7 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Loaded, Con
     }
     let scope = match verb {
         Some("serve") => Scope::Serve,
-        Some("agent") => Scope::Agent,
+        Some("agent" | "probe") => Scope::Agent,
         _ => Scope::Command,
     };
     let mut warnings = Vec::new();

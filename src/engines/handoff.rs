@@ -32,7 +32,7 @@ use super::{Engine, Fault};
 /// a file that changes while it is read is read once more.
 const RESCAN: Duration = Duration::from_secs(1);
 /// How soon it is looked at again while something in it cannot be read.
-const RETRY: Duration = Duration::from_millis(200);
+pub const RETRY: Duration = Duration::from_millis(200);
 /// A burst of changes is waited for so long.
 const SETTLE: Duration = Duration::from_millis(20);
 /// For so long a file that cannot be read counts as one that is being written.

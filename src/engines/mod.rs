@@ -7,6 +7,7 @@
 
 mod handoff;
 mod llamacpp;
+mod probe;
 mod reader;
 mod roster;
 mod watch;
@@ -20,6 +21,7 @@ use http::HeaderValue;
 
 use crate::types::{Declared, HttpUrl, Origin, PoolId, PoolState, PoolStatus, Sample};
 
+pub use probe::{Found, probe};
 pub use roster::{PassedOver, Source};
 pub use watch::{Event, Settings, Watched, spawn_watch};
 

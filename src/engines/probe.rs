@@ -1,0 +1,79 @@
+//! One look at the engines of a machine, for whoever sets it up.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+
+use crate::clock::Clock;
+
+use super::handoff::{self, Scanner};
+use super::roster::{Claim, PassedOver, Roster, Source};
+use super::{Engine, IDLE, Reading, reader};
+
+/// Everything that was found.
+#[derive(Debug)]
+pub struct Found {
+    /// Each engine with who says that it is there, and what was read of it; nothing, if it cannot be read at all.
+    pub engines: Vec<(Source, Engine, Option<Reading>)>,
+    /// What was passed over.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// Looks once at every engine, at all of them at the same time. A file that is half written is waited for.
+pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) -> Found {
+    let mut scanner = Scanner::new(runtime_dir);
+    let files = loop {
+        let looked = tokio::task::spawn_blocking(move || {
+            let found = scanner.scan(clock.now());
+            (scanner, found)
+        });
+        let (again, found) = match looked.await {
+            Ok(looked) => looked,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        if !found.unsettled {
+            break found.claims;
+        }
+        scanner = again;
+        tokio::time::sleep(handoff::RETRY).await;
+    };
+    let claims: Vec<Claim> = configured
+        .into_iter()
+        .enumerate()
+        .map(|(n, engine)| (Source::Configured(n), Ok(engine)))
+        .chain(files)
+        .collect();
+    let (engines, passed_over) = Roster::default().settle(claims);
+    let looks: Vec<_> = engines
+        .into_iter()
+        .map(|(source, engine)| {
+            let look = tokio::spawn(first_reading(engine.clone(), clock));
+            (source, engine, look)
+        })
+        .collect();
+    let mut engines = Vec::with_capacity(looks.len());
+    for (source, engine, look) in looks {
+        engines.push((source, engine, look.await.ok().flatten()));
+    }
+    Found {
+        engines,
+        passed_over,
+    }
+}
+
+async fn first_reading(engine: Engine, clock: Clock) -> Option<Reading> {
+    let (readings, mut inbox) = mpsc::channel(1);
+    let hurry = Arc::new(Notify::new());
+    let reads = reader::watch(engine, clock, None, hurry, IDLE, readings);
+    tokio::select! {
+        reading = inbox.recv() => reading,
+        // It ends only when it cannot even begin.
+        () = reads => None,
+        () = tokio::time::sleep(LONGEST) => None,
+    }
+}
+
+/// Longer than one round of questions, each of which has a limit of its own, can take.
+const LONGEST: Duration = Duration::from_secs(15);
