@@ -22,7 +22,7 @@ use crate::types::{
 };
 
 use super::Settings;
-use super::inventory::Inventory;
+use super::inventory::Report;
 use super::machine::{Call, Machine, Outcome};
 use super::proxy::Shared;
 
@@ -47,7 +47,8 @@ pub(super) struct Node {
     /// `http` or `https`, and where.
     listening: (&'static str, SocketAddr),
     clock: Clock,
-    inventory: Inventory,
+    /// What the machine has, as it was read last.
+    report: Arc<Report>,
     pub shared: Arc<Shared>,
     pub machine: Machine,
     instance_id: String,
@@ -62,20 +63,32 @@ impl Node {
         settings: Settings,
         listening: (&'static str, SocketAddr),
         clock: Clock,
-        inventory: Inventory,
+        report: Arc<Report>,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
             settings,
             listening,
             clock,
-            inventory,
+            report,
             shared,
             machine: Machine::new(clock.now()),
             instance_id: random::name(),
             seq: 0,
             pools: BTreeMap::new(),
             was_up: None,
+        }
+    }
+
+    /// The GPUs were read.
+    pub fn on_report(&mut self, report: Arc<Report>) {
+        let before = std::mem::replace(&mut self.report, report);
+        let now = self.clock.now();
+        if self.report.capabilities != before.capabilities {
+            self.machine.on_registration_change(now);
+        }
+        if self.report.health != before.health {
+            self.machine.on_change(now);
         }
     }
 
@@ -127,6 +140,7 @@ impl Node {
     pub fn prepare(&mut self, call: Call) -> BoxFuture<'static, Answer> {
         let client = self.settings.client.clone();
         let node_id = self.settings.node_id.clone();
+        self.machine.on_call(call);
         match call {
             Call::Register => {
                 let mut registration = self.registration();
@@ -181,7 +195,7 @@ impl Node {
                 .iter()
                 .map(|engine| engine.pool_id.to_string())
                 .collect(),
-            capabilities: self.inventory.capabilities.clone(),
+            capabilities: self.report.capabilities.clone(),
             version: Some(VERSION.to_owned()),
             labels: self.settings.labels.clone(),
             instance_id: Some(self.instance_id.clone()),
@@ -194,8 +208,10 @@ impl Node {
         self.seq += 1;
         let in_flight = self.shared.in_flight();
         let stopping = self.shared.stopping.load(Ordering::SeqCst);
+        let vram_free_bytes = self.report.vram_free(None);
         let pools = self.pools.values().map(|pool| PoolStatus {
             draining: stopping,
+            vram_free_bytes,
             ..pool.clone()
         });
         HeartbeatRequest {
@@ -203,7 +219,7 @@ impl Node {
             pools: pools.collect(),
             instance_id: Some(self.instance_id.clone()),
             seq: Some(self.seq),
-            health: Some(self.inventory.health.clone()),
+            health: Some(self.report.health.clone()),
             drain_ack: self.machine.drain().map(|drain| DrainAck {
                 id: drain.id.clone(),
                 in_flight,
