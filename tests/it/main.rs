@@ -13,6 +13,7 @@ mod fake_control_plane;
 mod fleet;
 mod gateway;
 mod generated;
+mod inventory;
 mod journey_cloud;
 mod journey_home;
 mod layers;

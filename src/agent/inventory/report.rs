@@ -452,7 +452,7 @@ impl History {
                 uncorrected_errors: errors,
             }),
             mig: gpu.mig,
-            trouble: troubles.into_iter().min_by_key(|trouble| rank(trouble)),
+            trouble: troubles.into_iter().min_by_key(rank),
             ..GpuReading::of(gpu)
         }
     }

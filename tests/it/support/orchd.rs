@@ -58,11 +58,27 @@ impl Orchd {
         Self::start("orchd serve --cloud", &arguments, "/readyz")
     }
 
-    /// `orchd agent` as node `node_id` with these engines, each `NAME=URL`.
+    /// `orchd agent` as node `node_id` with these engines, each `NAME=URL`, and the GPU of a file, so that what is seen of
+    /// it does not depend on the machine that runs the tests.
     pub fn agent(server: &str, node_id: &str, engines: &[String]) -> Self {
-        let mut arguments: Vec<String> = ["agent", "--server", server, "--node-id", node_id]
-            .map(str::to_owned)
-            .to_vec();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpu/h100.json");
+        Self::agent_with(server, node_id, engines, &fixture)
+    }
+
+    /// The same with the GPUs of this file.
+    pub fn agent_with(server: &str, node_id: &str, engines: &[String], fixture: &Path) -> Self {
+        let fixture = fixture.to_str().expect("a path in UTF-8");
+        let mut arguments: Vec<String> = [
+            "agent",
+            "--server",
+            server,
+            "--node-id",
+            node_id,
+            "--gpu-fixture",
+            fixture,
+        ]
+        .map(str::to_owned)
+        .to_vec();
         for engine in engines {
             arguments.extend(["--engine".to_owned(), engine.clone()]);
         }
