@@ -1,6 +1,7 @@
 # What orchd completes, besides the options of each and the names of nodes:
 #   orchd serve
 #   orchd agent
+#   orchd probe
 #   orchd nodes list|get|register|drain|undrain|remove|wait
 #   orchd pools list
 #   orchd models list

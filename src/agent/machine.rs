@@ -107,9 +107,9 @@ pub struct Machine {
     /// Another machine has the name; once this has passed and it is still so, the agent ends.
     name_taken_until: Option<Mono>,
     drain: Option<DrainOrder>,
-    /// What it registered with is no longer so.
-    outdated: bool,
     stopping: bool,
+    /// What the node registered is not what it is any more.
+    outdated: bool,
 }
 
 impl Machine {
@@ -126,8 +126,8 @@ impl Machine {
             registered: false,
             name_taken_until: None,
             drain: None,
-            outdated: false,
             stopping: false,
+            outdated: false,
         }
     }
 
@@ -137,12 +137,11 @@ impl Machine {
             // It slept for longer than a lease: what it is may have changed, and others may have its name.
             self.phase = Phase::Registering;
         }
-        if self.phase == Phase::Up && self.outdated && !self.stopping && now >= self.due {
-            self.phase = Phase::Registering;
-        }
         let call = match self.phase {
             Phase::Ended(end) => return Next::End(end),
             Phase::Registering => Call::Register,
+            // A heartbeat follows every registration, so that a node that keeps changing is heard all the same.
+            Phase::Up if self.outdated && self.beaten && !self.stopping => Call::Register,
             Phase::Up => Call::Beat,
             Phase::Leaving => Call::Deregister,
         };
@@ -175,14 +174,14 @@ impl Machine {
         }
     }
 
-    /// What a registration says is no longer what it said: it registers again, in the place of its next heartbeat.
+    /// What it registers is not what it registered: it registers again, as early as it would tell any other change.
     pub fn on_registration_change(&mut self, now: Mono) {
         self.outdated = true;
         self.on_change(now);
     }
 
-    /// A call is being made, with what is known at this moment.
-    pub fn on_called(&mut self, call: Call) {
+    /// A call begins, and tells what the node is at this moment.
+    pub fn on_call(&mut self, call: Call) {
         if call == Call::Register {
             self.outdated = false;
         }
@@ -216,6 +215,10 @@ impl Machine {
         if self.phase == Phase::Leaving {
             return;
         }
+        if call == Call::Register && self.phase == Phase::Up {
+            // It registers again, and stays at that until it is taken.
+            self.phase = Phase::Registering;
+        }
         match outcome {
             Outcome::Registered {
                 interval_ms: _,
@@ -223,6 +226,7 @@ impl Machine {
             } => {
                 self.phase = Phase::Up;
                 self.registered = true;
+                self.beaten = false;
                 self.timeout_ms = timeout_ms;
                 self.name_taken_until = None;
                 self.due = now;
@@ -235,8 +239,8 @@ impl Machine {
                 let news = drain.as_ref().map(|drain| &drain.id)
                     != self.drain.as_ref().map(|drain| &drain.id);
                 self.drain = drain;
-                if news {
-                    // The control plane waits for the word that it knows.
+                if news || self.outdated {
+                    // The control plane waits for the word that it knows, or does not know yet what the node is now.
                     self.on_change(now);
                 }
             }
@@ -345,6 +349,92 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_is_not_what_it_registered_registers_again_at_most_once_a_second() {
+        let mut m = up();
+        m.on_registration_change(at(500));
+        assert_eq!(m.next(at(500)), Next::Wait(at(1_010)));
+        assert_eq!(m.next(at(1_010)), Next::Call(Call::Register));
+        m.on_call(Call::Register);
+        m.on_outcome(at(1_020), Call::Register, registered(), 0);
+        assert_eq!(m.next(at(1_020)), Next::Call(Call::Beat));
+        m.on_call(Call::Beat);
+        m.on_outcome(at(1_030), Call::Beat, beaten(None), 0);
+        assert_eq!(m.next(at(1_030)), Next::Wait(at(11_030)), "once is enough");
+        m.on_registration_change(at(5_000));
+        assert_eq!(m.next(at(5_000)), Next::Call(Call::Register));
+    }
+
+    #[test]
+    fn a_change_during_a_call_is_registered_after_it() {
+        // A heartbeat is on its way.
+        let mut m = up();
+        assert_eq!(m.next(at(10_010)), Next::Call(Call::Beat));
+        m.on_call(Call::Beat);
+        m.on_registration_change(at(10_020));
+        m.on_outcome(at(10_030), Call::Beat, beaten(None), 0);
+        assert_eq!(m.next(at(10_030)), Next::Wait(at(11_030)));
+        assert_eq!(m.next(at(11_030)), Next::Call(Call::Register));
+        // So is a registration, which tells what the node was when it began.
+        m.on_call(Call::Register);
+        m.on_registration_change(at(11_040));
+        m.on_outcome(at(11_050), Call::Register, registered(), 0);
+        assert_eq!(m.next(at(11_050)), Next::Call(Call::Beat));
+        m.on_call(Call::Beat);
+        m.on_outcome(at(11_060), Call::Beat, beaten(None), 0);
+        assert_eq!(m.next(at(11_060)), Next::Wait(at(12_060)));
+        assert_eq!(m.next(at(12_060)), Next::Call(Call::Register));
+    }
+
+    #[test]
+    fn a_change_before_the_first_registration_is_told_by_it() {
+        let mut m = Machine::new(at(0));
+        m.on_registration_change(at(0));
+        assert_eq!(m.next(at(0)), Next::Call(Call::Register));
+        m.on_call(Call::Register);
+        m.on_outcome(at(5), Call::Register, registered(), 0);
+        m.on_call(Call::Beat);
+        m.on_outcome(at(10), Call::Beat, beaten(None), 0);
+        assert_eq!(m.next(at(10)), Next::Wait(at(10_010)));
+    }
+
+    #[test]
+    fn registering_again_is_tried_until_it_is_taken() {
+        let mut m = up();
+        m.on_registration_change(at(5_000));
+        m.on_call(Call::Register);
+        m.on_outcome(at(5_010), Call::Register, Outcome::Failed, u32::MAX);
+        assert!(!m.is_up());
+        assert_eq!(m.next(at(5_010)), Next::Wait(at(5_210)));
+        m.on_registration_change(at(5_100));
+        assert_eq!(
+            m.next(at(5_100)),
+            Next::Wait(at(5_210)),
+            "a change does not break into the pause after a failure"
+        );
+        assert_eq!(m.next(at(5_210)), Next::Call(Call::Register));
+        m.on_call(Call::Register);
+        m.on_outcome(at(5_220), Call::Register, registered(), 0);
+        assert_eq!(m.next(at(5_220)), Next::Call(Call::Beat));
+    }
+
+    #[test]
+    fn who_stops_does_not_register_again() {
+        let mut m = up();
+        m.on_stop(at(5_000));
+        m.on_registration_change(at(5_000));
+        assert_eq!(m.next(at(5_000)), Next::Call(Call::Beat));
+    }
+
+    #[test]
+    fn a_change_while_it_leaves_is_nobodys_business() {
+        let mut m = up();
+        m.on_stop(at(5_000));
+        m.on_quiet(at(5_000));
+        m.on_registration_change(at(5_010));
+        assert_eq!(m.next(at(5_010)), Next::Call(Call::Deregister));
+    }
+
+    #[test]
     fn retries_double_from_200_ms_to_7_s_with_jitter_between_half_and_all() {
         let pauses = |roll: u32| -> Vec<u64> {
             let mut m = Machine::new(at(0));
@@ -404,42 +494,6 @@ mod tests {
         let mut m = up();
         assert_eq!(m.next(at(40_010)), Next::Call(Call::Beat));
         assert_eq!(m.next(at(40_011)), Next::Call(Call::Register));
-    }
-
-    #[test]
-    fn what_it_registered_with_is_told_again_when_it_changes() {
-        let mut m = up();
-        m.on_registration_change(at(500));
-        assert_eq!(m.next(at(500)), Next::Wait(at(1_010)), "as early as a beat");
-        assert_eq!(m.next(at(1_010)), Next::Call(Call::Register));
-        m.on_called(Call::Register);
-        m.on_outcome(at(1_020), Call::Register, registered(), 0);
-        assert_eq!(m.next(at(1_020)), Next::Call(Call::Beat));
-        m.on_outcome(at(1_030), Call::Beat, beaten(None), 0);
-        assert_eq!(m.next(at(1_030)), Next::Wait(at(11_030)), "once is enough");
-    }
-
-    #[test]
-    fn a_change_while_it_registers_is_not_lost() {
-        let mut m = Machine::new(at(0));
-        m.on_called(Call::Register);
-        m.on_registration_change(at(1));
-        m.on_outcome(at(5), Call::Register, registered(), 0);
-        assert_eq!(m.next(at(5)), Next::Call(Call::Register));
-        m.on_called(Call::Register);
-        m.on_outcome(at(10), Call::Register, Outcome::Failed, u32::MAX);
-        assert_eq!(m.next(at(210)), Next::Call(Call::Register));
-        m.on_called(Call::Register);
-        m.on_outcome(at(215), Call::Register, registered(), 0);
-        assert_eq!(m.next(at(215)), Next::Call(Call::Beat));
-    }
-
-    #[test]
-    fn who_stops_does_not_register_again() {
-        let mut m = up();
-        m.on_stop(at(5_000));
-        m.on_registration_change(at(5_000));
-        assert_eq!(m.next(at(5_000)), Next::Call(Call::Beat));
     }
 
     #[test]

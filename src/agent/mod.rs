@@ -5,7 +5,7 @@
 //! the one call in progress; the engines are served whether or not there is a control plane. Called by
 //! `commands::agent`.
 
-mod inventory;
+pub mod inventory;
 pub mod machine;
 mod node;
 mod proxy;
@@ -102,9 +102,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::System)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::System)?;
     let hangup = signal(SignalKind::hangup()).map_err(AgentError::System)?;
-    let fixture = settings.gpu_fixture.clone();
-    let looked = tokio::task::spawn_blocking(move || inventory::look(fixture.as_deref())).await;
-    let inventory = looked.map_err(|e| AgentError::System(io::Error::other(e)))??;
+    let mut inventory = inventory::start(settings.gpu_fixture.clone()).await?;
 
     let clock = Clock::new();
     let mut events = engines::spawn_watch(
@@ -143,7 +141,8 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
     // It runs where the node's own life does: while that one is stuck, so is this.
     let watchdog = tokio::spawn(service::watchdog(async move || pulse.felt().await));
 
-    let mut node = Node::new(settings, (scheme, address), clock, inventory, shared);
+    let report = Arc::clone(&inventory.borrow_and_update());
+    let mut node = Node::new(settings, (scheme, address), clock, report, shared);
     // So that the first heartbeat, which follows the registration at once, already tells what this node serves.
     let _ = tokio::time::timeout(FIRST_READINGS, async {
         while !node.has_read_all()
@@ -174,6 +173,10 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
             }
             () = at(due), if in_progress.is_none() => {}
             Some(event) = events.recv() => node.on_event(event),
+            Ok(()) = inventory.changed() => {
+                let report = Arc::clone(&inventory.borrow_and_update());
+                node.on_report(report);
+            }
             () = node.shared.quiet.notified() => node.on_quiet(),
             () = at(grace_ends) => {
                 warn!(in_flight = node.shared.in_flight(), "the grace has ended; ending what still runs");

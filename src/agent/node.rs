@@ -22,7 +22,7 @@ use crate::types::{
 };
 
 use super::Settings;
-use super::inventory::Inventory;
+use super::inventory::Report;
 use super::machine::{Call, Machine, Outcome};
 use super::proxy::{Door, Doors, Shared};
 
@@ -47,7 +47,8 @@ pub(super) struct Node {
     /// `http` or `https`, and where.
     listening: (&'static str, SocketAddr),
     clock: Clock,
-    inventory: Inventory,
+    /// What the machine has, as it was read last.
+    report: Arc<Report>,
     pub shared: Arc<Shared>,
     pub machine: Machine,
     instance_id: String,
@@ -65,14 +66,14 @@ impl Node {
         settings: Settings,
         listening: (&'static str, SocketAddr),
         clock: Clock,
-        inventory: Inventory,
+        report: Arc<Report>,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
             settings,
             listening,
             clock,
-            inventory,
+            report,
             shared,
             machine: Machine::new(clock.now()),
             instance_id: random::name(),
@@ -130,6 +131,18 @@ impl Node {
         self.machine.on_change(now);
     }
 
+    /// The GPUs were read.
+    pub fn on_report(&mut self, report: Arc<Report>) {
+        let before = std::mem::replace(&mut self.report, report);
+        let now = self.clock.now();
+        if self.report.capabilities != before.capabilities {
+            self.machine.on_registration_change(now);
+        }
+        if self.report.health != before.health {
+            self.machine.on_change(now);
+        }
+    }
+
     fn on_reading(&mut self, reading: Reading) {
         let status = reading.status;
         let known = self.pools.get(&status.pool_id);
@@ -175,7 +188,7 @@ impl Node {
 
     /// A call, ready to be made; it holds nothing of this node.
     pub fn prepare(&mut self, call: Call) -> BoxFuture<'static, Answer> {
-        self.machine.on_called(call);
+        self.machine.on_call(call);
         let client = self.settings.client.clone();
         let node_id = self.settings.node_id.clone();
         match call {
@@ -232,7 +245,7 @@ impl Node {
                 .flatten()
                 .map(|(pool_id, _)| pool_id.to_string())
                 .collect(),
-            capabilities: self.inventory.capabilities.clone(),
+            capabilities: self.report.capabilities.clone(),
             version: Some(VERSION.to_owned()),
             labels: self.settings.labels.clone(),
             instance_id: Some(self.instance_id.clone()),
@@ -245,8 +258,10 @@ impl Node {
         self.seq += 1;
         let in_flight = self.shared.in_flight();
         let stopping = self.shared.stopping.load(Ordering::SeqCst);
+        let vram_free_bytes = self.report.vram_free(None);
         let pools = self.pools.values().map(|pool| PoolStatus {
             draining: stopping,
+            vram_free_bytes,
             ..pool.clone()
         });
         HeartbeatRequest {
@@ -254,7 +269,7 @@ impl Node {
             pools: pools.collect(),
             instance_id: Some(self.instance_id.clone()),
             seq: Some(self.seq),
-            health: Some(self.inventory.health.clone()),
+            health: Some(self.report.health.clone()),
             drain_ack: self.machine.drain().map(|drain| DrainAck {
                 id: drain.id.clone(),
                 in_flight,

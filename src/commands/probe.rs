@@ -134,19 +134,22 @@ impl Probed {
         report: Report,
         found: Found,
     ) -> Self {
-        let pools = found.engines.into_iter().filter_map(|(source, engine, reading)| {
-            let reading = reading?;
-            let status = PoolStatus {
-                vram_free_bytes: report.vram_free(engine.device_mask.as_deref()),
-                url: Some(engine.url),
-                ..reading.status
-            };
-            Some(ProbedPool {
-                status,
-                from: source.to_string(),
-                advice: reading.advice,
-            })
-        });
+        let pools = found
+            .engines
+            .into_iter()
+            .filter_map(|(source, engine, reading)| {
+                let reading = reading?;
+                let status = PoolStatus {
+                    vram_free_bytes: report.vram_free(engine.device_mask.as_deref()),
+                    url: Some(engine.url),
+                    ..reading.status
+                };
+                Some(ProbedPool {
+                    status,
+                    from: source.to_string(),
+                    advice: reading.advice,
+                })
+            });
         let pools = pools.collect();
         let passed_over = found.passed_over.into_iter();
         Self {
@@ -177,14 +180,19 @@ pub fn describe(probed: &Probed, width: Option<u16>, color: bool) -> String {
     };
     line("Node:", probed.node_id.as_str());
     line("Machine:", &probed.machine_id);
-    let labels = probed.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let labels = probed
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"));
     let labels: Vec<String> = labels.collect();
     if !labels.is_empty() {
         line("Labels:", &labels.join(", "));
     }
     let report = &probed.report;
     let capabilities = &report.capabilities;
-    let cores = capabilities.cpu_cores.map(|cores| format!("{cores} processors"));
+    let cores = capabilities
+        .cpu_cores
+        .map(|cores| format!("{cores} processors"));
     let memory = capabilities.ram_total_bytes;
     let memory = memory.map(|bytes| format!("{} of memory", size(bytes)));
     let hardware: Vec<String> = cores.into_iter().chain(memory).collect();
@@ -295,7 +303,12 @@ fn pool_row(pool: &ProbedPool) -> Cells {
         plain(context.unwrap_or(NOTHING.to_owned())),
         plain(or_nothing(status.models_available.join(","))),
         plain(version.unwrap_or(NOTHING.to_owned())),
-        plain(status.url.as_ref().map_or(NOTHING.to_owned(), ToString::to_string)),
+        plain(
+            status
+                .url
+                .as_ref()
+                .map_or(NOTHING.to_owned(), ToString::to_string),
+        ),
         plain(output::printable(&pool.from)),
     ]
 }

@@ -324,7 +324,11 @@ impl Prober {
             in_flight: ours,
             detail,
         };
-        Reading { status, sample }
+        Reading {
+            status,
+            sample,
+            advice: Vec::new(),
+        }
     }
 }
 

@@ -118,6 +118,8 @@ pub struct Reading {
     pub status: PoolStatus,
     /// Its slots, when they could be read.
     pub sample: Option<Sample>,
+    /// What of the engine's configuration costs its users something: what, why, and what to do.
+    pub advice: Vec<String>,
 }
 
 /// What engines that this process dials itself want to be shown, by where they listen. Never leaves the process but to

@@ -124,6 +124,15 @@ pub struct Gpu {
     /// Driver of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver_version: Option<String>,
+    /// The newest CUDA that driver can run, `major.minor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda_version: Option<String>,
+    /// Whether it is split into instances (MIG).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig: Option<bool>,
+    /// Whether it has no memory of its own but shares the machine's, which `vram_total_bytes` then is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unified_memory: Option<bool>,
 }
 
 /// `POST /v2/nodes/register`, 200.

@@ -1423,7 +1423,7 @@ fn null_for_what_may_be_left_out_is_as_good_as_leaving_it_out() {
     let fleet = fleet();
     fleet.register(&registration("n", &json!({})));
     let gpu = json!({"device_id": 1, "name": "G", "vram_total_bytes": 1, "compute_capability": "8.6", "uuid": "u",
-        "driver_version": "d"});
+        "driver_version": "d", "cuda_version": "13.0", "mig": false, "unified_memory": false});
     let register = json!({
         "node_id": "m", "machine_id": "m", "address": "http://h:1", "pools": ["p"], "version": "1", "instance_id": "i",
         "labels": {}, "announced": false, "engines": [],

@@ -17,6 +17,8 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("registry",       1, &[]),
     ("dispatch",       1, &[]),
     ("agent::machine", 1, &[]),
+    ("agent::inventory::snapshot", 1, &[]),
+    ("agent::inventory::report", 1, &["agent::inventory::snapshot"]),
     ("auth",           1, &[]),
     // The shells round the pure core.
     ("clock",          2, &[]),
@@ -38,7 +40,7 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("client",         3, &["auth", "tls", "fetch"]),
     // Processes; siblings that do not know each other.
     ("server",         4, &["auth", "api", "gateway", "control", "admission", "store", "engines", "listen", "secrets", "service"]),
-    ("agent",          4, &["agent::machine", "auth", "client", "relay", "engines", "listen", "secrets", "service"]),
+    ("agent",          4, &["agent::machine", "agent::inventory::snapshot", "agent::inventory::report", "auth", "client", "relay", "engines", "listen", "secrets", "service"]),
     // argv in; stdout, stderr, exit code out.
     ("cli",            5, &[]),
     ("config",         5, &["cli", "*"]),

@@ -14,6 +14,7 @@ mod fleet;
 mod gateway;
 mod generated;
 mod handoff;
+mod inventory;
 mod journey_cloud;
 mod journey_home;
 mod layers;

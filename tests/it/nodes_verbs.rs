@@ -37,7 +37,9 @@ fn troubled() -> Value {
         &json!({
             "status": "Draining", "schedulable": false, "drain": drain["drain"], "labels": {"rack": "b2", "zone": "eu"},
             "capabilities": {"cpu_cores": 64, "ram_total_bytes": 549_755_813_888u64, "gpus": [
-                {"device_id": 0, "name": "NVIDIA H100 80GB HBM3", "vram_total_bytes": 85_899_345_920u64, "driver_version": "570.86"},
+                {"device_id": 0, "name": "NVIDIA H100 80GB HBM3", "vram_total_bytes": 85_899_345_920u64, "driver_version": "570.86",
+                    "cuda_version": "12.8", "mig": true},
+                {"device_id": 1, "name": "NVIDIA GB10", "vram_total_bytes": 128_849_018_880u64, "unified_memory": true, "mig": false},
             ]},
             "health": {"status": "degraded", "reasons": [{"code": "GPU_LOST", "message": "GPU 1 is off the bus"}]},
             "pool_status": [
@@ -70,7 +72,8 @@ Machine:      m-gpu-1
 Version:      0.1.0
 Labels:       rack=b2, zone=eu
 Hardware:     64 processors, 512 GiB of memory
-GPUs:         0  NVIDIA H100 80GB HBM3, 80 GiB, driver 570.86
+GPUs:         0  NVIDIA H100 80GB HBM3, 80 GiB, driver 570.86, CUDA 12.8, MIG
+              1  NVIDIA GB10, 120 GiB shared with the machine
 Health:       degraded
 Pools:
   POOL     STATE          SLOTS   CTX  VRAM-FREE  MODELS    ENGINE

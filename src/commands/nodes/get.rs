@@ -115,16 +115,23 @@ pub fn detail(entry: &Entry, now: UnixMs, width: Option<u16>, color: bool) -> St
     line("Labels", &printable(&or_nothing(labels.join(", "))));
     line("Hardware", &hardware(node));
     for (at, gpu) in node.capabilities.gpus.iter().enumerate() {
-        let driver = gpu
-            .driver_version
-            .as_deref()
-            .map_or(String::new(), |driver| format!(", driver {driver}"));
-        let value = format!(
-            "{}  {}, {}{driver}",
+        let mut value = format!(
+            "{}  {}, {}",
             gpu.device_id,
             gpu.name,
             size(gpu.vram_total_bytes)
         );
+        if gpu.unified_memory == Some(true) {
+            value.push_str(" shared with the machine");
+        }
+        for (word, version) in [("driver", &gpu.driver_version), ("CUDA", &gpu.cuda_version)] {
+            if let Some(version) = version {
+                let _ = write!(value, ", {word} {version}");
+            }
+        }
+        if gpu.mig == Some(true) {
+            value.push_str(", MIG");
+        }
         line(if at == 0 { "GPUs" } else { "" }, &printable(&value));
     }
     let health = node.health.as_ref().map(|health| match health.status {

@@ -58,16 +58,21 @@ impl Orchd {
         Self::start("orchd serve --cloud", &arguments, "/readyz")
     }
 
-    /// `orchd agent` as node `node_id` with these engines, each `NAME=URL`.
+    /// `orchd agent` as node `node_id` with these engines, each `NAME=URL`, and the GPU of a file, so that what is seen of
+    /// it does not depend on the machine that runs the tests.
     pub fn agent(server: &str, node_id: &str, engines: &[String]) -> Self {
         Self::agent_with(server, node_id, engines, &[])
     }
 
-    /// The same with more options.
+    /// The same with more options; another `--gpu-fixture` takes the place of that one.
     pub fn agent_with(server: &str, node_id: &str, engines: &[String], more: &[&str]) -> Self {
         let mut arguments: Vec<String> = ["agent", "--server", server, "--node-id", node_id]
             .map(str::to_owned)
             .to_vec();
+        if !more.contains(&"--gpu-fixture") {
+            let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gpu/h100.json");
+            arguments.extend(["--gpu-fixture", fixture].map(str::to_owned));
+        }
         for engine in engines {
             arguments.extend(["--engine".to_owned(), engine.clone()]);
         }
