@@ -27,6 +27,7 @@ use crate::client::Client;
 use crate::clock::Clock;
 use crate::engines::{self, Engine, InFlight};
 use crate::listen::{self, Workers};
+use crate::relay::Vitals;
 use crate::secrets::Secrets;
 use crate::service;
 use crate::types::{HttpUrl, NodeId, VERSION};
@@ -67,6 +68,8 @@ pub struct Settings {
     pub engines: Vec<Engine>,
     /// A file that stands in for NVML.
     pub gpu_fixture: Option<PathBuf>,
+    /// How long an engine may give no answer before its streams end.
+    pub hung_after: Duration,
     /// How long running requests may go on after a stop.
     pub shutdown_grace: Duration,
 }
@@ -113,6 +116,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
         let in_flight = Arc::new(InFlight::default());
         let door = Door {
             origin: engine.url.origin(),
+            vitals: Vitals::new(engine.url.origin(), settings.hung_after),
             in_flight: Arc::clone(&in_flight),
         };
         doors.insert(engine.pool_id.clone(), door);

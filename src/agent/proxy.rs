@@ -1,11 +1,13 @@
 //! The door to the engines of this machine: `/pools/{pool_id}/…` is relayed, so that engines may stay on loopback.
 //!
-//! Invariants: a stream that is relayed is cut only when its client leaves or its engine does; what the proxy itself
-//! refuses is marked with `x-orchd-refused`, so that a gateway never takes it for the engine's word.
+//! Invariants: a stream that is relayed is cut only when its client leaves or its engine does, even without a word (see
+//! [`Vitals`]); what the proxy itself refuses is marked with `x-orchd-refused`, so that a gateway never takes it for the
+//! engine's word.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Context;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -18,13 +20,14 @@ use tracing::info;
 use crate::auth::{API_KEY, Area, Guard};
 use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Answer, Handler};
-use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
+use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError, Vitals};
 use crate::types::{NodeId, Origin, PoolId, REFUSED_HEADER, VERSION, VERSION_HEADER};
 
 /// One engine behind the door.
 #[derive(Debug)]
 pub(super) struct Door {
     pub origin: Origin,
+    pub vitals: Arc<Vitals>,
     pub in_flight: Arc<InFlight>,
 }
 
@@ -207,6 +210,9 @@ impl Proxy {
         if self.0.stopping.load(Ordering::SeqCst) {
             return Err(Refused::Stopping);
         }
+        if !door.vitals.takes_work() {
+            return Err(Refused::EngineUnreachable);
+        }
         Ok(Some((pool_id.clone(), carried)))
     }
 
@@ -227,8 +233,9 @@ impl Proxy {
         let mut headers = parts.headers;
         relay::end_to_end(&mut headers);
         // Meant for this agent, not for the engine.
-        headers.remove(header::AUTHORIZATION);
-        headers.remove(API_KEY);
+        for name in [header::AUTHORIZATION, header::COOKIE, API_KEY] {
+            headers.remove(name);
+        }
         let path = parts
             .uri
             .path_and_query()
@@ -245,7 +252,8 @@ impl Proxy {
             headers,
             body,
         };
-        match relay::send(&door.origin, Peer::Engine, &outgoing, carried).await {
+        let vitals = Some(&door.vitals);
+        match relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await {
             Ok(mut response) => {
                 relay::end_to_end(response.headers_mut());
                 // Only this proxy says so.
@@ -261,8 +269,12 @@ impl Proxy {
     }
 }
 
-/// Waits for nothing that its client does not wait for: a drain is the control plane's.
-impl Answer for RelayBody<Carried> {}
+/// An engine that dies is left at once, whether the client reads or not; a drain is the control plane's.
+impl Answer for RelayBody<Carried> {
+    fn poll_unread(&mut self, cx: &mut Context<'_>) {
+        self.poll_unread(cx);
+    }
+}
 
 impl Handler for Proxy {
     type Body = ProxyBody;

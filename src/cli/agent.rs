@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::value::{Unit, address, duration, label_map};
 use super::{
-    DAY, EngineArg, EngineSpec, Label, ListenerArgs, MachineId, UsageError, name_engines,
+    DAY, EngineArg, EngineSpec, HOUR, Label, ListenerArgs, MachineId, UsageError, name_engines,
     runtime_dir_warning,
 };
 use crate::types::{HttpUrl, NodeId};
@@ -70,6 +70,16 @@ pub struct AgentArgs {
     /// Read the GPUs from this file instead of from the driver, for tests
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub gpu_fixture: Option<PathBuf>,
+
+    /// How long an engine may answer nothing at all before its streams are ended (1s to 1h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_HUNG_AFTER_MS",
+        default_value = "30s",
+        value_parser = duration(Unit::Millis, Duration::from_secs(1), HOUR)
+    )]
+    pub hung_after: Duration,
 
     /// How long running requests may go on after a stop signal (0s to 24h)
     #[arg(

@@ -51,6 +51,7 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
             })
             .collect(),
         gpu_fixture: args.gpu_fixture,
+        hung_after: args.hung_after,
         shutdown_grace: args.shutdown_grace,
     };
     let name = settings.node_id.clone();
