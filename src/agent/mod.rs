@@ -67,6 +67,8 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// A file that stands in for NVML.
     pub gpu_fixture: Option<PathBuf>,
+    /// How long an engine may give no answer before its streams end.
+    pub hung_after: Duration,
     /// How long running requests may go on after a stop.
     pub shutdown_grace: Duration,
 }
@@ -105,12 +107,13 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
     let mut inventory = inventory::start(settings.gpu_fixture.clone()).await?;
 
     let clock = Clock::new();
+    let hurry = Arc::new(Notify::new());
     let mut events = engines::spawn_watch(
         engines::Settings {
             configured: settings.engines.clone(),
             runtime_dir: Some(settings.runtime_dir.clone()),
             counts: true,
-            hurry: Arc::new(Notify::new()),
+            hurry: Arc::clone(&hurry),
             at_least: engines::IDLE,
         },
         clock,
@@ -119,6 +122,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
         node_id: settings.node_id.clone(),
         doors: ArcSwap::default(),
         all: Arc::default(),
+        hurry,
         guard: secrets.guard(),
         stopping: AtomicBool::new(false),
         quiet: Notify::new(),

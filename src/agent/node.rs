@@ -16,6 +16,7 @@ use crate::client::ClientError;
 use crate::clock::Clock;
 use crate::engines::{Engine, Event, Reading, Watched};
 use crate::random;
+use crate::relay::Vitals;
 use crate::types::{
     DrainAck, ErrorCode, HeartbeatRequest, HttpUrl, PoolId, PoolStatus, RegisterRequest, UrlError,
     VERSION, millis,
@@ -106,12 +107,20 @@ impl Node {
             let known = before.get(pool_id);
             matches!((now, known), (Some(now), Some(known)) if now.engine.url == known.url)
         });
+        let former = self.shared.doors.load();
         let doors: Doors = watched
             .iter()
             .map(|Watched { engine, in_flight }| {
+                let origin = engine.url.origin();
+                let vitals = former
+                    .get(&engine.pool_id)
+                    .filter(|door| door.origin == origin)
+                    .map(|door| Arc::clone(&door.vitals));
+                let hung_after = self.settings.hung_after;
                 let door = Door {
                     pool_id: engine.pool_id.clone(),
-                    origin: engine.url.origin(),
+                    vitals: vitals.unwrap_or_else(|| Vitals::new(origin.clone(), hung_after)),
+                    origin,
                     key: engine.key.clone(),
                     in_flight: Arc::clone(in_flight),
                 };

@@ -1,11 +1,13 @@
 //! The door to the engines of this machine: `/pools/{pool_id}/…` is relayed, so that engines may stay on loopback.
 //!
-//! Invariants: a stream that is relayed is cut only when its client leaves or its engine does; what the proxy itself
-//! refuses is marked with `x-orchd-refused`, so that a gateway never takes it for the engine's word.
+//! Invariants: a stream that is relayed is cut only when its client leaves or its engine does, even without a word (see
+//! [`Vitals`]); what the proxy itself refuses is marked with `x-orchd-refused`, so that a gateway never takes it for the
+//! engine's word.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Context;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -19,7 +21,7 @@ use tracing::info;
 use crate::auth::{API_KEY, Area, Guard};
 use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Answer, Handler};
-use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
+use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError, Vitals};
 use crate::types::{NodeId, Origin, PoolId, REFUSED_HEADER, VERSION, VERSION_HEADER};
 
 /// One engine behind the door.
@@ -29,6 +31,8 @@ pub(super) struct Door {
     pub origin: Origin,
     /// What the engine wants to be shown.
     pub key: Option<HeaderValue>,
+    /// Whether it lives, as its streams show.
+    pub vitals: Arc<Vitals>,
     pub in_flight: Arc<InFlight>,
 }
 
@@ -41,6 +45,8 @@ pub(super) struct Shared {
     pub doors: ArcSwap<Doors>,
     /// Every request that runs, also those at engines that have been taken away.
     pub all: Arc<InFlight>,
+    /// Asks for the engines to be read soon.
+    pub hurry: Arc<Notify>,
     /// Who is let in.
     pub guard: Guard,
     /// No new work.
@@ -213,6 +219,9 @@ impl Proxy {
         if self.0.stopping.load(Ordering::SeqCst) {
             return Err(Refused::Stopping);
         }
+        if !door.vitals.takes_work() {
+            return Err(Refused::EngineUnreachable);
+        }
         Ok(Some((Arc::clone(door), carried)))
     }
 
@@ -233,8 +242,9 @@ impl Proxy {
         let mut headers = parts.headers;
         relay::end_to_end(&mut headers);
         // Meant for this agent, not for the engine.
-        headers.remove(header::AUTHORIZATION);
-        headers.remove(API_KEY);
+        for name in [header::AUTHORIZATION, header::COOKIE, API_KEY] {
+            headers.remove(name);
+        }
         if let Some(key) = &door.key {
             headers.insert(header::AUTHORIZATION, key.clone());
         }
@@ -254,7 +264,8 @@ impl Proxy {
             headers,
             body,
         };
-        match relay::send(&door.origin, Peer::Engine, &outgoing, carried).await {
+        let vitals = Some(&door.vitals);
+        match relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await {
             Ok(mut response) => {
                 relay::end_to_end(response.headers_mut());
                 // Only this proxy says so.
@@ -264,14 +275,20 @@ impl Proxy {
             Err((error, _)) => {
                 let never_sent = matches!(error, SendError::Connect { .. });
                 info!(pool_id, %error, never_sent, "the engine did not answer a request");
+                // The control plane is to know before the next reading is due.
+                self.0.hurry.notify_waiters();
                 Err(Refused::EngineUnreachable)
             }
         }
     }
 }
 
-/// Waits for nothing that its client does not wait for: a drain is the control plane's.
-impl Answer for RelayBody<Carried> {}
+/// An engine that dies is left at once, whether the client reads or not; a drain is the control plane's.
+impl Answer for RelayBody<Carried> {
+    fn poll_unread(&mut self, cx: &mut Context<'_>) {
+        self.poll_unread(cx);
+    }
+}
 
 impl Handler for Proxy {
     type Body = ProxyBody;

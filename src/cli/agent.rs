@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::value::{Unit, address, duration, label_map};
 use super::{
-    DAY, EngineArg, EngineSpec, Label, ListenerArgs, MachineId, RUNTIME_DIR, UsageError,
+    DAY, EngineArg, EngineSpec, HOUR, Label, ListenerArgs, MachineId, RUNTIME_DIR, UsageError,
     name_engines,
 };
 use crate::types::{HttpUrl, NodeId};
@@ -49,6 +49,16 @@ pub struct AgentArgs {
     /// the address this host uses towards the control plane]
     #[arg(long, value_name = "URL")]
     pub advertise: Option<HttpUrl>,
+
+    /// How long an engine may answer nothing at all before its streams are ended (1s to 1h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ORCHD_HUNG_AFTER_MS",
+        default_value = "30s",
+        value_parser = duration(Unit::Millis, Duration::from_secs(1), HOUR)
+    )]
+    pub hung_after: Duration,
 
     /// How long running requests may go on after a stop signal (0s to 24h)
     #[arg(

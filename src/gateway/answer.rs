@@ -13,7 +13,7 @@ use tracing::info;
 
 use crate::admission::{EndSignal, ModelView};
 use crate::listen::Answer;
-use crate::relay::RelayBody;
+use crate::relay::{Broken, RelayBody};
 use crate::types::UnixMs;
 
 use super::error::DRAIN_DEADLINE;
@@ -50,7 +50,7 @@ struct Relayed {
 pub enum AnswerError {
     /// The engine's side broke.
     #[error(transparent)]
-    Upstream(#[from] hyper::Error),
+    Upstream(#[from] Broken),
     /// Its node is being emptied, and the time for that is over.
     #[error("{DRAIN_DEADLINE}")]
     DrainDeadline,

@@ -286,7 +286,7 @@ impl Exchange<'_> {
                     info!(node_id, pool_id, "a request was ended by a drain before it was answered");
                     return Err(GatewayError::DrainDeadline);
                 }
-                sent = relay::send(&upstream.origin, peer, &self.outgoing, Carried(permit)) => sent,
+                sent = relay::send(&upstream.origin, peer, None, &self.outgoing, Carried(permit)) => sent,
             };
             let last = attempt == MAX_ATTEMPTS;
             let fault = match sent {
@@ -444,7 +444,7 @@ fn failure(error: &SendError) -> Option<Failure> {
             ];
             theirs.contains(&source.kind()).then_some(Failure::Refused)
         }
-        SendError::Reset { kept: false, .. } => Some(Failure::Broken),
+        SendError::Reset { kept: false, .. } | SendError::Died { .. } => Some(Failure::Broken),
         SendError::Reset { kept: true, .. } | SendError::Request(_) => None,
     }
 }

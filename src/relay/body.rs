@@ -1,14 +1,15 @@
 //! The streaming body that owns its upstream.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::connections::Lease;
+use super::vitals::{Died, Watched};
 
 /// What an exchange carries along: a permit, a count. Dropped with the exchange, for whatever reason it ends.
 pub trait Load: Send + Unpin + 'static {
@@ -18,41 +19,62 @@ pub trait Load: Send + Unpin + 'static {
     fn done(&mut self);
 }
 
+/// Why an answer breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The connection broke.
+    #[error(transparent)]
+    Connection(#[from] hyper::Error),
+    /// The upstream was found dead.
+    #[error(transparent)]
+    Died(#[from] Died),
+}
+
 /// An upstream's answer. Its drop before the end closes the upstream connection.
 pub struct RelayBody<L: Load> {
     incoming: Incoming,
     first: Option<Frame<Bytes>>,
     lease: Option<Lease>,
+    watched: Option<Watched>,
     load: L,
     ended: bool,
+    /// What the client is still to hear.
+    died: Option<Died>,
 }
 
 impl<L: Load> RelayBody<L> {
-    pub(super) fn new(incoming: Incoming, lease: Lease, load: L) -> Self {
+    pub(super) fn new(incoming: Incoming, lease: Lease, watched: Option<Watched>, load: L) -> Self {
         Self {
             incoming,
             first: None,
             lease: Some(lease),
+            watched,
             load,
             ended: false,
+            died: None,
         }
     }
 
     /// Waits for the first bytes, or for the end of an answer without any.
-    pub(super) async fn prefetch(&mut self) -> Result<(), hyper::Error> {
-        self.first = match self.incoming.frame().await {
-            Some(Ok(frame)) => Some(frame),
-            Some(Err(e)) => {
-                self.broken();
-                return Err(e);
-            }
-            None => None,
-        };
-        self.load.answering();
-        if self.first.is_none() || self.incoming.is_end_stream() {
-            self.end();
+    pub(super) async fn prefetch(&mut self) -> Result<(), Broken> {
+        let first = poll_fn(|cx| self.poll_incoming(cx)).await;
+        if !matches!(first, Some(Err(_))) {
+            self.load.answering();
         }
+        self.on_frame(first.as_ref());
+        self.first = first.transpose()?;
         Ok(())
+    }
+
+    /// Looks whether the upstream has died, for a client that does not read: its connection is closed at once, and the
+    /// client hears of it when it reads on.
+    pub fn poll_unread(&mut self, cx: &mut Context<'_>) {
+        if let Some(watched) = &self.watched
+            && let Poll::Ready(died) = watched.poll_died(cx)
+        {
+            self.broken();
+            self.died = Some(died);
+        }
     }
 
     /// What it carries.
@@ -70,8 +92,35 @@ impl<L: Load> RelayBody<L> {
         self.load
     }
 
+    /// The next frame, or the finding that none will come.
+    fn poll_incoming(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let frame = match (Pin::new(&mut self.incoming).poll_frame(cx), &self.watched) {
+            (Poll::Ready(frame), _) => frame.map(|frame| frame.map_err(Broken::Connection)),
+            (Poll::Pending, Some(watched)) => {
+                let died = ready!(watched.poll_died(cx));
+                Some(Err(Broken::Died(died)))
+            }
+            (Poll::Pending, None) => return Poll::Pending,
+        };
+        Poll::Ready(frame)
+    }
+
+    fn on_frame(&mut self, frame: Option<&Result<Frame<Bytes>, Broken>>) {
+        match (frame, &self.watched) {
+            (None, _) => self.end(),
+            (Some(Err(_)), _) => self.broken(),
+            (Some(Ok(_)), _) if self.incoming.is_end_stream() => self.end(),
+            (Some(Ok(_)), Some(watched)) => watched.beat(),
+            (Some(Ok(_)), None) => {}
+        }
+    }
+
     fn end(&mut self) {
         self.ended = true;
+        self.watched = None;
         self.load.done();
         if let Some(lease) = self.lease.take() {
             lease.park();
@@ -80,6 +129,7 @@ impl<L: Load> RelayBody<L> {
 
     fn broken(&mut self) {
         self.ended = true;
+        self.watched = None;
         self.load.done();
         self.lease = None;
     }
@@ -87,40 +137,26 @@ impl<L: Load> RelayBody<L> {
 
 impl<L: Load> Body for RelayBody<L> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
         if let Some(first) = this.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
         if this.ended {
-            return Poll::Ready(None);
+            return Poll::Ready(this.died.take().map(|died| Err(died.into())));
         }
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(None) => {
-                this.end();
-                Poll::Ready(None)
-            }
-            Poll::Ready(Some(Err(e))) => {
-                this.broken();
-                Poll::Ready(Some(Err(e)))
-            }
-            Poll::Ready(Some(Ok(frame))) => {
-                if this.incoming.is_end_stream() {
-                    this.end();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Pending => Poll::Pending,
-        }
+        let frame = ready!(this.poll_incoming(cx));
+        this.on_frame(frame.as_ref());
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended && self.first.is_none()
+        self.ended && self.first.is_none() && self.died.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -3,12 +3,15 @@
 //! Purpose: the part that the gateway and the agent's proxy share. Invariants: bytes are passed on as they come, nothing
 //! is collected; whatever happens to the answer's body (end, error, drop) happens to the upstream connection: it goes
 //! back to be used again only after the answer's end was seen, and is closed at once in every other case, which is how
-//! an engine learns that a client has left. Called by `gateway` and by the agent's proxy.
+//! an engine learns that a client has left. An upstream whose streams are silent is judged by [`Vitals`]. Called by
+//! `gateway` and by the agent's proxy.
 
 mod body;
 mod connections;
+mod vitals;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +20,8 @@ use http_body_util::Full;
 
 use crate::types::Origin;
 
-pub use body::{Load, RelayBody};
+pub use body::{Broken, Load, RelayBody};
+pub use vitals::{Died, Vitals};
 
 use connections::Lease;
 
@@ -63,6 +67,14 @@ pub enum SendError {
         /// Why.
         source: hyper::Error,
     },
+    /// It was found dead before an answer began.
+    #[error("{authority} did not answer: {source}")]
+    Died {
+        /// Where.
+        authority: String,
+        /// Why.
+        source: Died,
+    },
     /// The path or a header cannot be sent.
     #[error("the request cannot be sent on: {0}")]
     Request(#[from] http::Error),
@@ -88,7 +100,7 @@ impl Peer {
 }
 
 /// Sends a request and waits for the first bytes of its answer. The body that comes back owns `load`, and the
-/// connection.
+/// connection. With `vitals`, an upstream that dies without a word is found out, before the answer and within it.
 ///
 /// Dropping the future closes the connection.
 ///
@@ -97,27 +109,39 @@ impl Peer {
 pub async fn send<L: Load>(
     origin: &Origin,
     peer: Peer,
+    vitals: Option<&Arc<Vitals>>,
     outgoing: &Outgoing,
     load: L,
 ) -> Result<Response<RelayBody<L>>, (SendError, L)> {
-    match exchange(origin, peer, outgoing).await {
-        Ok((response, lease)) => {
-            let (parts, incoming) = response.into_parts();
-            let mut body = RelayBody::new(incoming, lease, load);
-            // Until the first bytes are here nothing has been promised to anybody, and another upstream may be tried.
-            match body.prefetch().await {
-                Ok(()) => Ok(Response::from_parts(parts, body)),
-                Err(source) => {
-                    let error = SendError::Reset {
-                        authority: origin.authority.clone(),
-                        kept: false,
-                        source,
-                    };
-                    Err((error, body.into_load()))
-                }
-            }
+    let failed = |broken| {
+        let authority = origin.authority.clone();
+        match broken {
+            Broken::Died(source) => SendError::Died { authority, source },
+            Broken::Connection(source) => SendError::Reset {
+                authority,
+                kept: false,
+                source,
+            },
         }
-        Err(error) => Err((error, load)),
+    };
+    let watched = vitals.map(Vitals::enter);
+    let exchange = exchange(origin, peer, outgoing);
+    let exchanged = match &watched {
+        Some(watched) => {
+            (watched.outlive(exchange).await).unwrap_or_else(|died| Err(failed(Broken::Died(died))))
+        }
+        None => exchange.await,
+    };
+    let (response, lease) = match exchanged {
+        Ok(exchanged) => exchanged,
+        Err(error) => return Err((error, load)),
+    };
+    let (parts, incoming) = response.into_parts();
+    let mut body = RelayBody::new(incoming, lease, watched, load);
+    // Until the first bytes are here nothing has been promised to anybody, and another upstream may be tried.
+    match body.prefetch().await {
+        Ok(()) => Ok(Response::from_parts(parts, body)),
+        Err(broken) => Err((failed(broken), body.into_load())),
     }
 }
 

@@ -10,10 +10,10 @@ use crate::types::HttpUrl;
 
 /// Says what happened to it.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<&'static str>>>);
+pub(super) struct Log(Arc<Mutex<Vec<&'static str>>>);
 
 impl Log {
-    fn take(&self) -> Vec<&'static str> {
+    pub fn take(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.0.lock().expect("not poisoned"))
     }
 }
@@ -28,7 +28,7 @@ impl Load for Log {
     }
 }
 
-async fn upstream() -> (TcpListener, Origin) {
+pub(super) async fn upstream() -> (TcpListener, Origin) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url =
         HttpUrl::new(&format!("http://{}", listener.local_addr().expect("bound"))).expect("good");
@@ -36,7 +36,7 @@ async fn upstream() -> (TcpListener, Origin) {
 }
 
 /// Reads one request's head and its body of `len` bytes.
-async fn read_request(stream: &mut TcpStream, len: usize) -> String {
+pub(super) async fn read_request(stream: &mut TcpStream, len: usize) -> String {
     let mut seen = Vec::new();
     loop {
         let mut chunk = [0; 1024];
@@ -51,7 +51,7 @@ async fn read_request(stream: &mut TcpStream, len: usize) -> String {
     }
 }
 
-fn outgoing(body: &'static str) -> Outgoing {
+pub(super) fn outgoing(body: &'static str) -> Outgoing {
     Outgoing {
         method: Method::POST,
         path: "/v1/chat/completions".into(),
@@ -60,7 +60,7 @@ fn outgoing(body: &'static str) -> Outgoing {
     }
 }
 
-const CHUNKED: &[u8] =
+pub(super) const CHUNKED: &[u8] =
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn an_answer_is_passed_on_and_its_connection_used_again() {
     });
     for _ in 0..2 {
         let log = Log::default();
-        let response = send(&origin, Peer::Engine, &outgoing("{}"), log.clone())
+        let response = send(&origin, Peer::Engine, None, &outgoing("{}"), log.clone())
             .await
             .map_err(|(e, _)| e)
             .expect("answers");
@@ -116,7 +116,7 @@ async fn dropping_the_body_closes_the_upstream_at_once() {
             .expect("sees the end in time")
     });
     let log = Log::default();
-    let mut response = send(&origin, Peer::Engine, &outgoing("{}"), log.clone())
+    let mut response = send(&origin, Peer::Engine, None, &outgoing("{}"), log.clone())
         .await
         .map_err(|(e, _)| e)
         .expect("answers");
@@ -145,14 +145,14 @@ async fn nobody_there_and_a_connection_that_ends_early_are_told_apart() {
         stream.write_all(CHUNKED).await.expect("writes");
     });
     let log = Log::default();
-    let reset = send(&origin, Peer::Engine, &outgoing("{}"), log.clone()).await;
+    let reset = send(&origin, Peer::Engine, None, &outgoing("{}"), log.clone()).await;
     assert!(
         matches!(reset, Err((SendError::Reset { .. }, _))),
         "headers alone are no answer"
     );
     server.await.expect("ran");
     assert_eq!(log.take(), ["done"]);
-    let refused = send(&origin, Peer::Engine, &outgoing("{}"), log.clone()).await;
+    let refused = send(&origin, Peer::Engine, None, &outgoing("{}"), log.clone()).await;
     assert!(matches!(refused, Err((SendError::Connect { .. }, _))));
     assert_eq!(log.take(), [""; 0]);
 }
@@ -172,7 +172,7 @@ async fn a_kept_connection_that_the_upstream_closed_costs_nobody_a_request() {
     });
     for _ in 0..5 {
         let log = Log::default();
-        let response = send(&origin, Peer::Engine, &outgoing("{}"), log)
+        let response = send(&origin, Peer::Engine, None, &outgoing("{}"), log)
             .await
             .map_err(|(e, _)| e)
             .expect("answers");

@@ -245,6 +245,26 @@ fn the_agents_table_is_the_agents_and_the_top_level_listen_is_serves() {
 }
 
 #[test]
+fn an_agent_is_told_how_long_an_engine_may_hang() {
+    let files = Files::new();
+    let file = files.write("c.toml", "hung_after = '90s'\n");
+    let here = format!("{}:1", file.display());
+    let told = |variables: &[(&str, &str)]| {
+        let (agent, warnings) = show(&["agent", "--config", text(&file)], variables);
+        assert_eq!(warnings, "");
+        agent["hung_after"].clone()
+    };
+    assert_eq!(told(&[]), json!(["90s", "file", here]));
+    let variable = ("ORCHD_HUNG_AFTER_MS", "5000");
+    assert_eq!(told(&[variable])[0], "5s");
+    let (agent, _) = show(&["agent"], &[]);
+    assert_eq!(agent["hung_after"][0], "30s");
+    let ran = run_with(&["agent", "--hung-after", "999ms"], &[]);
+    assert_eq!(ran.exit, Some(2));
+    assert!(ran.stderr.contains("must be 1s to 1h"), "{}", ran.stderr);
+}
+
+#[test]
 fn mistakes_in_the_file_are_named_with_line_key_value_and_what_is_accepted() {
     let cases: [(&str, &str); 15] = [
         (

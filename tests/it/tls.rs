@@ -20,7 +20,7 @@ const BEARER: (&str, &str) = ("authorization", "Bearer 0123456789abcdef012345678
 const CLOSE: (&str, &str) = ("connection", "close");
 
 /// A directory with an authority's certificate in `ca.pem`, and one it issued in `cert.pem` and `key.pem`.
-struct Files {
+pub struct Files {
     dir: tempfile::TempDir,
     authority: Authority,
     ca: String,
@@ -29,7 +29,7 @@ struct Files {
 }
 
 impl Files {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let authority = Authority::new("orchd tests");
         let issued = authority.issue();
@@ -51,7 +51,7 @@ impl Files {
         self.show(&issued.cert, &issued.key);
     }
 
-    fn environment(&self) -> [(&str, &str); 4] {
+    pub fn environment(&self) -> [(&str, &str); 4] {
         [
             ("ORCHD_TLS_CERT", &self.cert),
             ("ORCHD_TLS_KEY", &self.key),

@@ -15,12 +15,14 @@ use super::http::{self, Events, Response};
 pub struct Ask {
     model: Model,
     words: usize,
+    base: &'static str,
 }
 
 /// Count to forty.
 pub const COUNT: Ask = Ask {
     model: Model::Counting,
     words: FORTY,
+    base: "",
 };
 
 /// Count so many words in a circle.
@@ -28,10 +30,16 @@ pub fn ring(words: usize) -> Ask {
     Ask {
         model: Model::Ring,
         words,
+        base: "",
     }
 }
 
 impl Ask {
+    /// The same, where the endpoints of an engine lie under this path.
+    pub fn under(self, base: &'static str) -> Self {
+        Self { base, ..self }
+    }
+
     fn body(self, stream: bool) -> Value {
         let mut body = json!({
             "model": self.model.alias(),
@@ -89,8 +97,8 @@ impl Ask {
     }
 
     fn send(self, address: SocketAddr, stream: bool) -> Result<Response, String> {
-        let response = http::post(address, "/v1/chat/completions", &self.body(stream))
-            .map_err(|e| e.to_string())?;
+        let path = format!("{}/v1/chat/completions", self.base);
+        let response = http::post(address, &path, &self.body(stream)).map_err(|e| e.to_string())?;
         if response.status != 200 {
             let status = response.status;
             let text = response.text().unwrap_or_default();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -76,6 +77,16 @@ impl Engine {
     /// SIGKILL.
     pub fn kill9(&mut self) {
         self.running.kill9();
+    }
+
+    /// Any other signal.
+    pub fn signal(&self, signal: Signal) {
+        self.running.signal(signal);
+    }
+
+    /// Whether its process is there.
+    pub fn is_running(&mut self) -> bool {
+        self.running.exited().is_none()
     }
 
     /// Starts it once more as it was, on the same port.

@@ -1,0 +1,344 @@
+//! Whether an upstream whose streams are silent still lives.
+//!
+//! An engine may die in a way that its connections do not tell: llama-server, asked to stop in mid-generation, sends
+//! nothing more and closes nothing but its listener, and a stopped process does not even close that. So, once a stream was
+//! silent for half a second, the engine is asked for its `/health` on a connection of its own. Any answer means that it
+//! lives, however long its streams stay silent: a long prompt is silent, too.
+//!
+//! What relays pay for it: a plain counter per frame, and a look at their verdict when they have to wait. One task per
+//! upstream compares the counters, and exists only while there are streams, or while the engine is known to hang. Made by
+//! whoever knows the upstream; fed by [`super::send`] and [`super::RelayBody`].
+
+use std::error::Error;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http::{HeaderMap, Method};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{info, warn};
+
+use crate::types::Origin;
+
+use super::{Outgoing, Peer, connections, request};
+
+/// How often the counters are compared.
+const TICK: Duration = Duration::from_millis(250);
+/// So many ticks without a frame are a silence: 500 ms at least (contract §3).
+const SILENT_TICKS: u32 = 2;
+/// How long a living engine may take to answer (contract §3).
+const PATIENCE: Duration = Duration::from_secs(2);
+/// An engine is not asked more often than this.
+const BETWEEN: Duration = Duration::from_secs(1);
+
+/// What is known of one upstream, shared by all who send to it.
+#[derive(Debug)]
+pub struct Vitals {
+    origin: Origin,
+    hung_after: Duration,
+    hung: AtomicBool,
+    /// A task compares the counters.
+    watched: AtomicBool,
+    running: Mutex<Vec<Running>>,
+}
+
+/// Why a stream was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Died {
+    /// It takes no connections any more.
+    #[error("the engine is gone: it was silent, and refuses new connections")]
+    Gone,
+    /// It takes them, and has answered nothing for too long.
+    #[error("the engine hangs: it was silent, and does not answer on new connections either")]
+    Hung,
+}
+
+/// What a stream and the task that watches it share.
+#[derive(Debug, Default)]
+struct Pulse {
+    /// Frames so far. Written by the stream alone.
+    beats: AtomicU32,
+    died: OnceLock<Died>,
+    /// Of a stream that waits for its engine.
+    waker: AtomicWaker,
+}
+
+/// A stream as its watcher sees it.
+#[derive(Debug)]
+struct Running {
+    pulse: Arc<Pulse>,
+    /// What its counter was at the last tick; none before the first one.
+    seen: Option<u32>,
+    /// Ticks since it changed.
+    silent: u32,
+}
+
+impl Running {
+    /// Nobody else holds on to a pulse than its stream.
+    fn has_ended(&self) -> bool {
+        Arc::strong_count(&self.pulse) == 1
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent >= SILENT_TICKS
+    }
+
+    fn has_moved(&self) -> bool {
+        self.seen != Some(self.pulse.beats.load(Ordering::Relaxed))
+    }
+
+    fn on_tick(&mut self) {
+        if self.has_moved() {
+            self.seen = Some(self.pulse.beats.load(Ordering::Relaxed));
+            self.silent = 0;
+        } else {
+            self.silent = self.silent.saturating_add(1);
+        }
+    }
+}
+
+/// One exchange, from the moment it is sent to the end of its answer.
+pub(super) struct Watched {
+    pulse: Arc<Pulse>,
+    vitals: Arc<Vitals>,
+}
+
+impl Vitals {
+    /// An upstream of which nothing bad is known. One that hangs for `hung_after` is given up.
+    #[must_use]
+    pub fn new(origin: Origin, hung_after: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            origin,
+            hung_after,
+            hung: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
+            running: Mutex::default(),
+        })
+    }
+
+    /// Whether new requests may be sent there: not while it hangs. One that refuses connections says so itself.
+    #[must_use]
+    pub fn takes_work(&self) -> bool {
+        !self.hung.load(Ordering::Relaxed)
+    }
+
+    /// An exchange begins.
+    pub(super) fn enter(self: &Arc<Self>) -> Watched {
+        let pulse = Arc::<Pulse>::default();
+        self.running().push(Running {
+            pulse: Arc::clone(&pulse),
+            seen: None,
+            silent: 0,
+        });
+        self.see_to_it();
+        Watched {
+            pulse,
+            vitals: Arc::clone(self),
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Vec<Running>> {
+        // Nothing panics while it is held, and a list of streams is good as it is.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that somebody watches.
+    fn see_to_it(self: &Arc<Self>) {
+        if !self.watched.load(Ordering::Acquire) && !self.watched.swap(true, Ordering::AcqRel) {
+            tokio::spawn(watch(Post(Arc::clone(self))));
+        }
+    }
+
+    /// Compares the counters. How many streams there are, and whether one of them is silent.
+    fn on_tick(&self) -> (usize, bool) {
+        let mut running = self.running();
+        running.retain(|stream| !stream.has_ended());
+        running.iter_mut().for_each(Running::on_tick);
+        (running.len(), running.iter().any(Running::is_silent))
+    }
+
+    /// Ends the streams that are silent, and gives their number. A stream that still moves is not dead, whatever became of
+    /// the listener: should it fall silent, it is the next question's.
+    fn end(&self, why: Died) -> usize {
+        let dead = |stream: &mut Running| stream.is_silent() && !stream.has_moved();
+        let ended: Vec<Running> = self.running().extract_if(.., dead).collect();
+        for stream in &ended {
+            let _ = stream.pulse.died.set(why);
+            stream.pulse.waker.wake();
+        }
+        ended.len()
+    }
+}
+
+impl Watched {
+    /// Something came. Only its own stream counts, so that no two write.
+    pub fn beat(&self) {
+        let beats = self.pulse.beats.load(Ordering::Relaxed);
+        self.pulse
+            .beats
+            .store(beats.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// To be asked by a stream that has to wait: whether it waits in vain.
+    pub fn poll_died(&self, cx: &mut Context<'_>) -> Poll<Died> {
+        self.pulse.waker.register(cx.waker());
+        self.vitals.see_to_it();
+        match self.pulse.died.get() {
+            Some(why) => Poll::Ready(*why),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Waits for `future`, but not in vain.
+    pub async fn outlive<F: Future>(&self, future: F) -> Result<F::Output, Died> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_died(cx).map(Err),
+        })
+        .await
+    }
+}
+
+/// The duty to watch. It lies on the runtime of the thread whose stream came first, and that thread may end before others
+/// whose streams go on: its runtime then drops the task, and the task this. So the duty is laid down here, however the
+/// task ends, and every stream that waits is woken: whichever is polled first takes it up on its own thread. One that does
+/// not wait looks when it has to.
+struct Post(Arc<Vitals>);
+
+impl Drop for Post {
+    fn drop(&mut self) {
+        let vitals = &self.0;
+        // What nobody asks any more is not known to hang.
+        vitals.hung.store(false, Ordering::Relaxed);
+        vitals.watched.store(false, Ordering::Release);
+        let mut left = Vec::new();
+        left.extend((vitals.running().iter()).map(|stream| Arc::clone(&stream.pulse)));
+        for pulse in left {
+            pulse.waker.wake();
+        }
+    }
+}
+
+async fn watch(post: Post) {
+    let vitals = &post.0;
+    let engine = vitals.origin.authority.as_str();
+    let mut tick = interval(TICK);
+    // When this process was the one that stood still, that was one tick.
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut hung: Option<Instant> = None;
+    let mut next = Instant::now();
+    loop {
+        tick.tick().await;
+        let (streams, silent) = vitals.on_tick();
+        let wanted = hung.is_some() && Arc::strong_count(vitals) > 1;
+        if streams == 0 && !wanted {
+            return;
+        }
+        let begun = Instant::now();
+        if begun < next || !(silent || wanted) {
+            continue;
+        }
+        next = begun + BETWEEN;
+        match ask(&vitals.origin).await {
+            Finding::Alive => {
+                if let Some(since) = hung.take() {
+                    vitals.hung.store(false, Ordering::Relaxed);
+                    info!(engine, after = ?since.elapsed(), "the engine answers again");
+                }
+            }
+            Finding::Gone => {
+                hung = None;
+                vitals.hung.store(false, Ordering::Relaxed);
+                let streams = vitals.end(Died::Gone);
+                warn!(
+                    engine,
+                    streams, "the engine refuses connections; its silent streams end"
+                );
+            }
+            Finding::Silent => {
+                if hung.is_none() {
+                    warn!(
+                        engine,
+                        streams,
+                        "the engine does not answer; it gets no new requests until it does"
+                    );
+                }
+                vitals.hung.store(true, Ordering::Relaxed);
+                if hung.get_or_insert(begun).elapsed() >= vitals.hung_after {
+                    let streams = vitals.end(Died::Hung);
+                    if streams > 0 {
+                        warn!(engine, streams, after = ?vitals.hung_after, "the engine still does not answer; its silent streams end");
+                    }
+                }
+            }
+            Finding::Unknown => {}
+        }
+    }
+}
+
+/// What asking an engine came to.
+#[derive(Debug, PartialEq, Eq)]
+enum Finding {
+    /// It answers, whatever it says.
+    Alive,
+    /// It refuses connections.
+    Gone,
+    /// It says nothing that is HTTP.
+    Silent,
+    /// It could not be asked: no descriptor, no name service.
+    Unknown,
+}
+
+async fn ask(origin: &Origin) -> Finding {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData,
+        NetworkUnreachable, TimedOut, UnexpectedEof,
+    };
+    match timeout(PATIENCE, health(origin)).await {
+        Ok(Ok(())) => Finding::Alive,
+        Ok(Err(e)) => match e.kind() {
+            ConnectionRefused | ConnectionReset => Finding::Gone,
+            ConnectionAborted | HostUnreachable | InvalidData | NetworkUnreachable | TimedOut
+            | UnexpectedEof => Finding::Silent,
+            _ => Finding::Unknown,
+        },
+        Err(_) => Finding::Silent,
+    }
+}
+
+/// Asks for `/health` on a new connection, which is closed again.
+async fn health(origin: &Origin) -> io::Result<()> {
+    let outgoing = Outgoing {
+        method: Method::GET,
+        path: "/health".to_owned(),
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+    };
+    let request = request(origin, &outgoing).map_err(io::Error::other)?;
+    let mut lease = connections::dial(origin, Peer::Engine).await?;
+    match lease.sender().send_request(request).await {
+        Ok(_) => Ok(()),
+        Err(e) => Err(kind(&e).into()),
+    }
+}
+
+/// What went wrong on the wire.
+fn kind(error: &hyper::Error) -> io::ErrorKind {
+    let source = error.source();
+    match source.and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(e) => e.kind(),
+        // Whoever hangs up without a word has not answered, nor refused.
+        None if error.is_parse() => io::ErrorKind::InvalidData,
+        None => io::ErrorKind::UnexpectedEof,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! The agent's door to its engines, with a scripted engine behind it.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+
+use crate::fake_control_plane::silent_port;
+use crate::scripted_engine::{Script, ScriptedEngine};
+use crate::support::eventually;
+use crate::support::http::{self, written};
+use crate::support::secure::{Process, SOON};
+use crate::tls::Files;
+
+const CHAT: &[u8] = br#"{"model":"m","stream":true,"messages":[]}"#;
+
+fn agent(engine: &str, more: &[&str], environment: &[(&str, &str)]) -> Process {
+    let server = silent_port();
+    let arguments = ["agent", "--server", server.as_str(), "--engine", engine];
+    Process::start(&[&arguments, more].concat(), environment)
+}
+
+fn chat(headers: &[(&str, &str)]) -> Vec<u8> {
+    written("POST", "/pools/a/v1/chat/completions", headers, CHAT)
+}
+
+#[test]
+fn what_is_a_clients_own_is_kept_from_the_engine() {
+    let engine = ScriptedEngine::start("m", 1);
+    let agent = agent(&engine.named("a"), &[], &[]);
+    engine.script([Script::whole(200, "{}")]);
+    let headers = [
+        ("Authorization", "Bearer secret"),
+        ("X-Api-Key", "secret"),
+        ("Cookie", "session=secret"),
+        ("X-Request-Id", "mine"),
+    ];
+    let response = http::send(agent.address, &chat(&headers)).expect("an answer");
+    assert_eq!(response.status, 200);
+    let asked = engine.wait_for(1);
+    assert_eq!(asked.header("x-request-id").as_deref(), Some("mine"));
+    for name in ["authorization", "x-api-key", "cookie"] {
+        assert_eq!(asked.header(name), None, "{name}");
+    }
+}
+
+#[test]
+fn an_engine_behind_https_that_hangs_is_found_out_and_taken_back() {
+    let files = Files::new();
+    let engine = ScriptedEngine::start("m", 2);
+    // What an agent relays is, to another one, an engine that speaks https.
+    let tls = files.environment();
+    let inner = agent(&engine.named("a"), &[], &tls[..2]);
+    let named = format!("a=https://{}/pools/a", inner.address);
+    let mut outer = agent(&named, &["--hung-after", "3s"], &[tls[2]]);
+    engine.script([
+        // Silent, and alive all the while.
+        Script::stream()
+            .event("1")
+            .pause(Duration::from_secs(4))
+            .event("2")
+            .end(),
+        Script::stream().event("1").silence(),
+        Script::stream().event("1").end(),
+    ]);
+
+    let mut events = http::send(outer.address, &chat(&[]))
+        .expect("an answer")
+        .events();
+    assert_eq!(events.next().expect("an event").as_deref(), Some("1"));
+    assert_eq!(events.next().expect("an event").as_deref(), Some("2"));
+    assert_eq!(events.next().expect("the end"), None);
+
+    let mut events = http::send(outer.address, &chat(&[]))
+        .expect("an answer")
+        .events();
+    assert_eq!(events.next().expect("an event").as_deref(), Some("1"));
+    inner.signal(Signal::SIGSTOP);
+    let stopped = Instant::now();
+    outer.logged("the engine does not answer; it gets no new requests");
+    let refused = http::send(outer.address, &chat(&[])).expect("an answer");
+    assert_eq!(refused.status, 502);
+    assert_eq!(
+        refused.header("x-orchd-refused"),
+        Some("engine_unreachable")
+    );
+    events.next().expect_err("it is given up");
+    let took = stopped.elapsed();
+    assert!(
+        Duration::from_secs(3) < took && took < Duration::from_secs(8),
+        "{took:?}"
+    );
+
+    inner.signal(Signal::SIGCONT);
+    eventually(SOON, "it is used again", || {
+        let response = http::send(outer.address, &chat(&[])).expect("an answer");
+        if response.status == 200 {
+            return Ok(());
+        }
+        Err(response.status.to_string())
+    });
+}
