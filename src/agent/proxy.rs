@@ -264,8 +264,16 @@ impl Proxy {
             headers,
             body,
         };
-        let vitals = Some(&door.vitals);
-        match relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await {
+        let send = async |carried| {
+            let vitals = Some(&door.vitals);
+            relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await
+        };
+        let sent = match send(carried).await {
+            // The engine was just closing a connection that had been kept: it has not begun with the request.
+            Err((SendError::Reset { kept: true, .. }, carried)) => send(carried).await,
+            sent => sent,
+        };
+        match sent {
             Ok(mut response) => {
                 relay::end_to_end(response.headers_mut());
                 // Only this proxy says so.

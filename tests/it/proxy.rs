@@ -45,6 +45,22 @@ fn what_is_a_clients_own_is_kept_from_the_engine() {
 }
 
 #[test]
+fn a_kept_connection_that_the_engine_was_just_closing_is_nobodys_failure() {
+    let engine = ScriptedEngine::start("m", 1);
+    let agent = agent(&engine.named("a"), &[], &[]);
+    let whole = || Script::whole(200, "{}");
+    engine.script([whole(), Script::new().close(), whole()]);
+    // One connection, so that both requests are on one thread, which keeps its connection to the engine.
+    let mut connection = http::begin(agent.address, b"").expect("a connection");
+    for _ in 0..2 {
+        let answer = connection.ask(&chat(&[])).expect("an answer");
+        assert_eq!(answer.status, 200);
+        answer.text().expect("its body");
+    }
+    engine.wait_for(3);
+}
+
+#[test]
 fn an_engine_behind_https_that_hangs_is_found_out_and_taken_back() {
     let files = Files::new();
     let engine = ScriptedEngine::start("m", 2);
