@@ -114,6 +114,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
             runtime_dir: Some(settings.runtime_dir.clone()),
             counts: true,
             hurry: Arc::clone(&hurry),
+            http: engines::Http::default(),
             at_least: engines::IDLE,
         },
         clock,

@@ -243,6 +243,13 @@ fn is_alive(pid: u32) -> bool {
     }
 }
 
+/// Whether a process was started with `--sleep-idle-seconds`: readings keep such an engine awake, and it does not tell.
+fn falls_asleep(pid: u32) -> bool {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut arguments = arguments.split(|&byte| byte == 0);
+    arguments.any(|argument| argument == b"--sleep-idle-seconds")
+}
+
 fn read(path: &Path, dir: &Path) -> Result<Said, String> {
     let text = bounded(path).map_err(|e| format!("it cannot be read: {e}"))?;
     let handoff = Handoff::parse(&text).map_err(|e| e.to_string())?;
@@ -253,6 +260,7 @@ fn read(path: &Path, dir: &Path) -> Result<Said, String> {
     let mut engine = Engine::new(handoff.pool_id, handoff.url);
     engine.declared = handoff.declared;
     engine.device_mask = handoff.device_mask;
+    engine.sleeps = handoff.pid.is_some_and(falls_asleep);
     if let Some(other) = handoff.other_engine {
         let known = EngineKind::LlamaCpp.as_str();
         engine.fault = Some(misconfigured(format!(

@@ -21,6 +21,7 @@ use http::HeaderValue;
 
 use crate::types::{Declared, HttpUrl, Origin, PoolId, PoolState, PoolStatus, Sample};
 
+pub use llamacpp::Http;
 pub use probe::{Found, probe};
 pub use roster::{PassedOver, Source};
 pub use watch::{Event, Settings, Watched, spawn_watch};
@@ -40,6 +41,8 @@ pub struct Engine {
     pub device_mask: Option<String>,
     /// What it wants to be shown: `Bearer KEY`, marked as sensitive.
     pub key: Option<HeaderValue>,
+    /// It was started to fall asleep when nothing is asked of it.
+    pub sleeps: bool,
     /// Why it is not worth asking. Such an engine is reported as this says, and not read.
     pub fault: Option<Fault>,
 }
@@ -54,6 +57,7 @@ impl Engine {
             declared: Declared::default(),
             device_mask: None,
             key: None,
+            sleeps: false,
             fault: None,
         }
     }

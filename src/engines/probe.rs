@@ -10,7 +10,7 @@ use crate::clock::Clock;
 
 use super::handoff::{self, Scanner};
 use super::roster::{Claim, PassedOver, Roster, Source};
-use super::{Engine, IDLE, Reading, reader};
+use super::{Engine, Http, IDLE, Reading, reader};
 
 /// Everything that was found.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) 
 async fn first_reading(engine: Engine, clock: Clock) -> Option<Reading> {
     let (readings, mut inbox) = mpsc::channel(1);
     let hurry = Arc::new(Notify::new());
-    let reads = reader::watch(engine, clock, None, hurry, IDLE, readings);
+    let reads = reader::watch(engine, clock, None, hurry, IDLE, Http::default(), readings);
     tokio::select! {
         reading = inbox.recv() => reading,
         // It ends only when it cannot even begin.

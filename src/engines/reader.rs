@@ -9,13 +9,15 @@ use tracing::{info, warn};
 use crate::clock::Clock;
 use crate::types::PoolState;
 
-use super::{Engine, IDLE, InFlight, Reading, llamacpp};
+use super::{Engine, Http, IDLE, InFlight, Reading, llamacpp};
 
 /// How often an engine is read while it works, loads or is away (contract §4).
 const WORKING: Duration = Duration::from_secs(1);
 /// How often while it loads: its model may be there in a moment.
 const LOADING: Duration = Duration::from_millis(250);
 
+/// How long after a round that heard nothing.
+const AT_ONCE: Duration = Duration::from_millis(50);
 /// How soon an engine is read after it was asked for (contract §3, Cancel).
 const HURRIED: Duration = Duration::from_millis(50);
 
@@ -28,9 +30,10 @@ pub async fn watch(
     in_flight: Option<Arc<InFlight>>,
     hurry: Arc<Notify>,
     at_least: Duration,
+    http: Http,
     readings: mpsc::Sender<Reading>,
 ) {
-    let mut prober = match llamacpp::Prober::new(engine.clone(), clock, in_flight.clone()) {
+    let mut prober = match llamacpp::Prober::new(engine.clone(), clock, in_flight.clone(), &http) {
         Ok(prober) => prober,
         Err(e) => {
             warn!(pool_id = %engine.pool_id, error = %e, "cannot read this engine");
@@ -39,6 +42,7 @@ pub async fn watch(
     };
     let mut last: Option<(PoolState, Vec<String>)> = None;
     let mut hurried: Option<Duration> = None;
+    let mut advised: Vec<String> = Vec::new();
     loop {
         let reading = prober.round().await;
         let state = reading.status.state;
@@ -46,7 +50,9 @@ pub async fn watch(
         if last.as_ref() != Some(&now) {
             let detail = reading.status.detail.as_deref().unwrap_or_default();
             let (pool_id, url) = (&engine.pool_id, &engine.url);
-            if matches!(state, PoolState::Unreachable | PoolState::Misconfigured) {
+            if engine.fault.is_some() {
+                warn!(%pool_id, %url, state = state.as_str(), detail, "this engine is not used");
+            } else if matches!(state, PoolState::Unreachable | PoolState::Misconfigured) {
                 warn!(%pool_id, %url, state = state.as_str(), detail, "this engine cannot be used now; it is asked again every second");
             } else {
                 let models = reading.status.models_available.join(",");
@@ -54,12 +60,27 @@ pub async fn watch(
             }
             last = Some(now);
         }
+        for words in &reading.advice {
+            if !advised.contains(words) {
+                warn!(pool_id = %engine.pool_id, "{words}");
+            }
+        }
+        advised.clone_from(&reading.advice);
         let taken = reading.sample.is_some_and(|sample| sample.busy > 0);
         let ours = in_flight
             .as_ref()
             .is_some_and(|in_flight| in_flight.now() > 0);
-        let pause = pause(state, taken || ours).min(at_least);
+        let pause = if prober.is_silent() {
+            AT_ONCE
+        } else {
+            pause(state, taken || ours).min(at_least)
+        };
         if readings.send(reading).await.is_err() {
+            return;
+        }
+        if engine.fault.is_some() {
+            // What is wrong is not mended by asking: whoever said it will say when it is gone.
+            readings.closed().await;
             return;
         }
         let pause = hurried.map_or(pause, |soon| soon.min(pause));

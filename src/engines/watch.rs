@@ -18,7 +18,7 @@ use crate::types::PoolId;
 
 use super::handoff;
 use super::roster::{Claim, PassedOver, Roster, Source};
-use super::{Engine, InFlight, Reading, reader};
+use super::{Engine, Http, InFlight, Reading, reader};
 
 /// Readings on their way: one a second from each engine, taken at once.
 const ON_THEIR_WAY: usize = 64;
@@ -36,6 +36,8 @@ pub struct Settings {
     pub counts: bool,
     /// Asks for readings soon; see [`watch`](reader::watch).
     pub hurry: Arc<Notify>,
+    /// What they are read with.
+    pub http: Http,
     /// The longest pause between two readings of an engine.
     pub at_least: Duration,
 }
@@ -181,6 +183,7 @@ impl Watch {
             counted,
             Arc::clone(&self.settings.hurry),
             self.settings.at_least,
+            self.settings.http.clone(),
             readings,
         );
         let to = self.readings.clone();

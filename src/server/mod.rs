@@ -141,6 +141,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
         admission: Arc::clone(&admission),
         clock,
         keys,
+        http: engines::Http::default(),
         // Contract §1.1: at least every third of the timeout.
         at_least: engines::IDLE.min(Duration::from_millis(settings.control.node_timeout_ms / 3)),
     };

@@ -15,7 +15,7 @@ use tracing::{error, warn};
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::control::Control;
-use crate::engines::{self, Engine, EngineKeys, Event, Reading, Watched};
+use crate::engines::{self, Engine, EngineKeys, Event, Http, Reading, Watched};
 use crate::types::{
     Capabilities, EngineRef, NodeId, PoolState, PoolStatus, RegisterRequest, name_engines,
 };
@@ -29,6 +29,8 @@ pub(super) struct Probing {
     pub control: Arc<Control>,
     pub admission: Arc<Admission>,
     pub clock: Clock,
+    /// What engines are read with.
+    pub http: Http,
     /// What the engines of this machine want to be shown.
     pub keys: Arc<EngineKeys>,
     /// An engine is read at least so often.
@@ -90,6 +92,7 @@ impl Probing {
             runtime_dir,
             counts: false,
             hurry: self.admission.early_closes(),
+            http: self.http.clone(),
             at_least: self.at_least,
         };
         let mut events = engines::spawn_watch(settings, self.clock);
