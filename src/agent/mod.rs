@@ -28,6 +28,7 @@ use crate::client::Client;
 use crate::clock::Clock;
 use crate::engines::{self, Engine};
 use crate::listen::{self, Workers};
+use crate::metrics::{About, Relayed};
 use crate::secrets::Secrets;
 use crate::service;
 use crate::types::{HttpUrl, NodeId, VERSION};
@@ -127,6 +128,13 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
         guard: secrets.guard(),
         stopping: AtomicBool::new(false),
         quiet: Notify::new(),
+        pools: ArcSwap::default(),
+        report: ArcSwap::new(Arc::clone(&inventory.borrow())),
+        relayed: Relayed::new(&proxy::refusals()),
+        about: About {
+            profile: "agent",
+            started_at: clock.wall(),
+        },
     });
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let proxy = Proxy(Arc::clone(&shared));

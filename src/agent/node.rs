@@ -137,11 +137,13 @@ impl Node {
             self.machine.on_registration_change(now);
         }
         self.engines = Some(engines);
+        self.show();
         self.machine.on_change(now);
     }
 
     /// The GPUs were read.
     pub fn on_report(&mut self, report: Arc<Report>) {
+        self.shared.report.store(Arc::clone(&report));
         let before = std::mem::replace(&mut self.report, report);
         let now = self.clock.now();
         if self.report.capabilities != before.capabilities {
@@ -159,9 +161,16 @@ impl Node {
             old.state != status.state || old.ready != status.ready || !old.same_descriptor(&status)
         });
         self.pools.insert(status.pool_id.clone(), status);
+        self.show();
         if news {
             self.machine.on_change(self.clock.now());
         }
+    }
+
+    /// For `/metrics`.
+    fn show(&self) {
+        let pools = self.pools.values().cloned().collect();
+        self.shared.pools.store(Arc::new(pools));
     }
 
     /// Whether it is known which engines there are, and every one was read at least once.
@@ -267,11 +276,14 @@ impl Node {
         self.seq += 1;
         let in_flight = self.shared.in_flight();
         let stopping = self.shared.stopping.load(Ordering::SeqCst);
-        let vram_free_bytes = self.report.vram_free(None);
-        let pools = self.pools.values().map(|pool| PoolStatus {
-            draining: stopping,
-            vram_free_bytes,
-            ..pool.clone()
+        let pools = self.pools.values().map(|pool| {
+            let engine = self.engines.as_ref().and_then(|e| e.get(&pool.pool_id));
+            let mask = engine.and_then(|engine| engine.device_mask.as_deref());
+            PoolStatus {
+                draining: stopping,
+                vram_free_bytes: self.report.vram_free(mask),
+                ..pool.clone()
+            }
         });
         HeartbeatRequest {
             timestamp: Some(jiff::Timestamp::now().to_string()),

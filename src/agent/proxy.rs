@@ -4,6 +4,7 @@
 //! [`Vitals`]); what the proxy itself refuses is marked with `x-orchd-refused`, so that a gateway never takes it for the
 //! engine's word.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,15 +15,20 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::auth::{API_KEY, Area, Guard};
 use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Answer, Handler};
+use crate::metrics::{self, About, GpuSample, Host, Phase, Relayed, UNKNOWN_MODEL};
 use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError, Vitals};
-use crate::types::{NodeId, Origin, PoolId, REFUSED_HEADER, VERSION, VERSION_HEADER};
+use crate::types::{NodeId, Origin, PoolId, PoolStatus, REFUSED_HEADER, VERSION, VERSION_HEADER};
+
+use super::inventory::Report;
 
 /// One engine behind the door.
 #[derive(Debug)]
@@ -53,12 +59,70 @@ pub(super) struct Shared {
     pub stopping: AtomicBool,
     /// The last request has ended.
     pub quiet: Notify,
+    /// The engines as they were read last.
+    pub pools: ArcSwap<Vec<PoolStatus>>,
+    /// The GPUs as they were read last.
+    pub report: ArcSwap<Report>,
+    /// What is relayed.
+    pub relayed: Relayed,
+    pub about: About,
 }
 
 impl Shared {
     /// Requests that run.
     pub fn in_flight(&self) -> u32 {
         self.all.now()
+    }
+
+    /// The model of a request as the metrics call it: one of those that the pool has.
+    fn model(&self, pool_id: &PoolId, body: &[u8]) -> String {
+        #[derive(Deserialize)]
+        struct Named<'a> {
+            #[serde(borrow, default)]
+            model: Option<Cow<'a, str>>,
+        }
+        let pools = self.pools.load();
+        let models = pools
+            .iter()
+            .find(|pool| pool.pool_id == *pool_id)
+            .map_or(&[][..], |pool| &pool.models_available);
+        if let [only] = models {
+            return only.clone();
+        }
+        let named = serde_json::from_slice::<Named<'_>>(body).ok();
+        named
+            .and_then(|named| named.model)
+            .filter(|name| models.iter().any(|model| model == name))
+            .map_or(UNKNOWN_MODEL.to_owned(), Cow::into_owned)
+    }
+
+    fn metrics(&self) -> String {
+        let pools = self.pools.load();
+        let doors = self.doors.load();
+        let engines = pools.iter().map(|pool| {
+            let door = doors.get(&pool.pool_id);
+            (pool.clone(), door.map_or(0, |door| door.in_flight.now()))
+        });
+        let report = self.report.load();
+        let gpus = report.gpus.iter().map(|reading| GpuSample {
+            gpu: reading.gpu.device_id.to_string(),
+            memory_used: reading.vram_used_bytes,
+            memory_total: Some(reading.gpu.vram_total_bytes).filter(|&bytes| bytes > 0),
+            utilization: reading
+                .utilization_percent
+                .map(|part| f64::from(part) / 100.0),
+            temperature: reading.temperature_celsius.map(f64::from),
+            power: reading
+                .power_milliwatts
+                .map(|power| f64::from(power) / 1_000.0),
+        });
+        let host = Host {
+            node_id: self.node_id.clone(),
+            about: self.about,
+            gpus: gpus.collect(),
+            engines: engines.collect(),
+        };
+        metrics::expose(&[&host.registry(), &self.relayed.registry()])
     }
 }
 
@@ -71,6 +135,14 @@ pub(super) struct Carried {
     /// At its engine, and in all.
     guards: Option<[InFlightGuard; 2]>,
     shared: Arc<Shared>,
+    begun: Instant,
+    /// What is counted of it, once it is at the engine.
+    tally: Option<Tally>,
+}
+
+struct Tally {
+    model: String,
+    answering: bool,
 }
 
 impl Carried {
@@ -82,15 +154,34 @@ impl Carried {
 }
 
 impl Load for Carried {
-    fn answering(&mut self) {}
+    fn answering(&mut self) {
+        if let Some(tally) = &mut self.tally {
+            tally.answering = true;
+            self.shared
+                .relayed
+                .began(&tally.model, self.begun.elapsed());
+        }
+    }
 
     fn done(&mut self) {
+        if let Some(tally) = self.tally.take() {
+            self.shared
+                .relayed
+                .ended(&tally.model, self.begun.elapsed());
+        }
         self.end();
     }
 }
 
 impl Drop for Carried {
     fn drop(&mut self) {
+        if let Some(tally) = &self.tally {
+            self.shared.relayed.cancelled(if tally.answering {
+                Phase::Stream
+            } else {
+                Phase::Prefill
+            });
+        }
         self.end();
     }
 }
@@ -109,6 +200,14 @@ enum Refused {
 }
 
 impl Refused {
+    const ALL: [Self; 5] = [
+        Self::Stopping,
+        Self::EngineUnreachable,
+        Self::UnknownPool,
+        Self::BadBody,
+        Self::Unauthorized,
+    ];
+
     fn table(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Stopping => (
@@ -168,6 +267,11 @@ fn own(status: StatusCode, value: &serde_json::Value) -> Response<ProxyBody> {
     response
 }
 
+/// The words of all refusals.
+pub(super) fn refusals() -> [&'static str; Refused::ALL.len()] {
+    Refused::ALL.map(|refused| refused.table().1)
+}
+
 /// Paths that need no token: probes and scrapers have none.
 const OPEN: [&str; 2] = ["/health", "/metrics"];
 
@@ -189,6 +293,14 @@ impl Proxy {
                 StatusCode::OK,
                 &json!({"status": "ok", "version": VERSION, "node_id": shared.node_id, "in_flight": shared.in_flight()}),
             ),
+            (&Method::GET, "/metrics") => {
+                let mut response = Response::new(ProxyBody::Left(shared.metrics().into()));
+                response.headers_mut().insert(
+                    header::CONTENT_TYPE,
+                    HeaderValue::from_static(metrics::CONTENT_TYPE),
+                );
+                response
+            }
             (_, path) => own(
                 StatusCode::NOT_FOUND,
                 &json!({"error": {"message": format!("there is no {path}")}}),
@@ -215,6 +327,8 @@ impl Proxy {
         let carried = Carried {
             guards: Some([door.in_flight.enter(), self.0.all.enter()]),
             shared: Arc::clone(&self.0),
+            begun: Instant::now(),
+            tally: None,
         };
         if self.0.stopping.load(Ordering::SeqCst) {
             return Err(Refused::Stopping);
@@ -229,7 +343,7 @@ impl Proxy {
         &self,
         request: Request<Incoming>,
         door: &Door,
-        carried: Carried,
+        mut carried: Carried,
     ) -> Result<Response<ProxyBody>, Refused> {
         let pool_id = door.pool_id.as_str();
         let (parts, body) = request.into_parts();
@@ -239,6 +353,12 @@ impl Proxy {
                 info!(pool_id, error = %e, "a request could not be read");
                 Refused::BadBody
             })?;
+        if parts.method == Method::POST {
+            carried.tally = Some(Tally {
+                model: self.0.model(&door.pool_id, &body),
+                answering: false,
+            });
+        }
         let mut headers = parts.headers;
         relay::end_to_end(&mut headers);
         // Meant for this agent, not for the engine.
@@ -264,6 +384,7 @@ impl Proxy {
             headers,
             body,
         };
+        let model = carried.tally.as_ref().map(|tally| tally.model.clone());
         let send = async |carried| {
             let vitals = Some(&door.vitals);
             relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await
@@ -276,11 +397,16 @@ impl Proxy {
         match sent {
             Ok(mut response) => {
                 relay::end_to_end(response.headers_mut());
+                if let Some(model) = model {
+                    self.0.relayed.answered(&model, response.status().as_u16());
+                }
                 // Only this proxy says so.
                 response.headers_mut().remove(REFUSED_HEADER);
                 Ok(response.map(ProxyBody::Right))
             }
-            Err((error, _)) => {
+            Err((error, mut carried)) => {
+                // Nobody has left.
+                carried.tally = None;
                 let never_sent = matches!(error, SendError::Connect { .. });
                 info!(pool_id, %error, never_sent, "the engine did not answer a request");
                 // The control plane is to know before the next reading is due.
@@ -302,7 +428,10 @@ impl Handler for Proxy {
     type Body = ProxyBody;
 
     async fn handle(&self, request: Request<Incoming>) -> Response<ProxyBody> {
-        let mut response = self.answer(request).await.unwrap_or_else(Refused::response);
+        let mut response = self.answer(request).await.unwrap_or_else(|refused| {
+            self.0.relayed.rejected(refused.table().1);
+            refused.response()
+        });
         let version = HeaderName::from_static(VERSION_HEADER);
         response
             .headers_mut()

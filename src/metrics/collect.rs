@@ -16,7 +16,7 @@ use super::{Call, Counters, DrainStep, Outcome};
 /// What the process is.
 #[derive(Debug, Clone, Copy)]
 pub struct About {
-    /// `home` or `cloud`.
+    /// `home`, `cloud`, or `agent`.
     pub profile: &'static str,
     /// When it started, by the wall clock.
     pub started_at: UnixMs,
@@ -61,8 +61,8 @@ impl fmt::Debug for Scrape {
     }
 }
 
-/// One label with its value.
-type Label<'a> = [(&'static str, &'a str); 1];
+/// Labels with their values.
+type Label<'a, const N: usize = 1> = [(&'static str, &'a str); N];
 
 /// Writes one family of counters.
 fn counters<'a>(
@@ -84,12 +84,12 @@ fn counters<'a>(
 }
 
 /// Writes one family of gauges.
-fn gauges<'a, V: EncodeGaugeValue>(
+pub(super) fn gauges<'a, V: EncodeGaugeValue, const N: usize>(
     to: &mut DescriptorEncoder,
     name: &str,
     help: &str,
     unit: Option<&Unit>,
-    samples: impl IntoIterator<Item = (Option<Label<'a>>, V)>,
+    samples: impl IntoIterator<Item = (Option<Label<'a, N>>, V)>,
 ) -> fmt::Result {
     let mut family = to.encode_descriptor(name, help, unit, MetricType::Gauge)?;
     for (label, value) in samples {
@@ -129,7 +129,7 @@ impl Collector for Scrape {
 }
 
 impl About {
-    fn encode(&self, to: &mut DescriptorEncoder) -> fmt::Result {
+    pub(super) fn encode(&self, to: &mut DescriptorEncoder) -> fmt::Result {
         let labels = [("version", VERSION), ("profile", self.profile)];
         to.encode_descriptor("orchd_build", "This build", None, MetricType::Info)?
             .encode_info(&labels)?;

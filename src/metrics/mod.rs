@@ -6,7 +6,9 @@
 //! `control`, which counts and describes, and by `api`, which counts calls and serves the text.
 
 mod collect;
+mod host;
 mod outcome;
+mod relayed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +18,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
 pub use collect::{About, Fleet, NodeSample};
+pub use host::{GpuSample, Host};
 pub use outcome::{Call, DrainStep, Outcome};
+pub use relayed::{Phase, Relayed, UNKNOWN_MODEL};
 
 /// What [`expose`] writes: OpenMetrics, which Prometheus asks for by this name.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

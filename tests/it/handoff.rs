@@ -15,6 +15,8 @@ use crate::support::{eventually, http};
 
 /// What a change of a handoff file may take to be seen (contract §4).
 const SEEN: Duration = Duration::from_secs(2);
+/// How often an engine that idles is read (contract §4).
+const IDLE: Duration = Duration::from_secs(5);
 /// What a busy machine may add.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -220,11 +222,12 @@ fn a_real_engine_that_is_killed_and_comes_back_elsewhere_is_followed_by_its_rewr
     seen(&server, "a real engine", &[ready("default", &url)]);
     assert_eq!(COUNT.streamed(server.address).as_deref(), Ok("n1"));
     first.kill9();
-    seen(
-        &server,
-        "killed",
-        &[format!("default unreachable false {url}")],
-    );
+    // One that idles is read every five seconds.
+    let gone = [format!("default unreachable false {url}")];
+    eventually(IDLE + SLACK, "killed", || match pools(&server) {
+        pools if pools == gone => Ok(()),
+        pools => Err(format!("{pools:?}")),
+    });
     let second = Engine::start(Model::Counting, 2, 4_096);
     assert_ne!(first.address, second.address);
     runtime.write("engine.json", &json!({"url": second.url()}));

@@ -40,7 +40,7 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("client",         3, &["auth", "tls", "fetch"]),
     // Processes; siblings that do not know each other.
     ("server",         4, &["auth", "api", "gateway", "control", "admission", "store", "engines", "listen", "secrets", "service"]),
-    ("agent",          4, &["agent::machine", "agent::inventory::snapshot", "agent::inventory::report", "auth", "client", "relay", "engines", "listen", "secrets", "service"]),
+    ("agent",          4, &["agent::machine", "agent::inventory::snapshot", "agent::inventory::report", "auth", "client", "metrics", "relay", "engines", "listen", "secrets", "service"]),
     // argv in; stdout, stderr, exit code out.
     ("cli",            5, &[]),
     ("config",         5, &["cli", "*"]),

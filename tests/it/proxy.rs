@@ -116,3 +116,54 @@ fn an_engine_behind_https_that_hangs_is_found_out_and_taken_back() {
         Err(response.status.to_string())
     });
 }
+
+#[test]
+fn the_agent_tells_prometheus_of_its_gpus_its_engines_and_what_it_relays() {
+    let engine = ScriptedEngine::start("m", 2);
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gpu/h100.json");
+    let options = ["--node-id", "n1", "--gpu-fixture", fixture];
+    let agent = agent(&engine.named("a"), &options, &[]);
+    let metrics = || {
+        let response = http::get(agent.address, "/metrics").expect("an answer");
+        let kind = response.header("content-type").unwrap_or_default();
+        assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+        response.text().expect("text")
+    };
+    let has = |line: &str| {
+        eventually(SOON, line, || {
+            let text = metrics();
+            let found = text.lines().any(|found| found == line);
+            if found { Ok(()) } else { Err(text) }
+        });
+    };
+    has("orchd_engine_up{node_id=\"n1\",pool_id=\"a\"} 1");
+    has("orchd_engine_slots{node_id=\"n1\",pool_id=\"a\",state=\"free\"} 2");
+    has("orchd_gpu_memory_total_bytes{node_id=\"n1\",gpu=\"0\"} 85520809984.0");
+    has("orchd_gpu_memory_used_bytes{node_id=\"n1\",gpu=\"0\"} 503316480.0");
+    has("orchd_gpu_utilization_ratio{node_id=\"n1\",gpu=\"0\"} 0.0");
+    has("orchd_gpu_temperature_celsius{node_id=\"n1\",gpu=\"0\"} 37.0");
+    has("orchd_gpu_power_watts{node_id=\"n1\",gpu=\"0\"} 124.681");
+    engine.script([
+        Script::whole(200, "{}"),
+        Script::stream().event("1").silence(),
+        Script::new().silence(),
+    ]);
+    let whole = http::send(agent.address, &chat(&[])).expect("an answer");
+    whole.text().expect("a body");
+    has("orchd_gateway_requests_total{model=\"m\",code=\"200\"} 1");
+    has("orchd_gateway_request_seconds_count{model=\"m\"} 1");
+    let mut stream = http::send(agent.address, &chat(&[])).expect("a stream").events();
+    assert_eq!(stream.next().expect("an event").as_deref(), Some("1"));
+    has("orchd_gateway_in_flight{node_id=\"n1\",pool_id=\"a\"} 1");
+    drop(stream);
+    has("orchd_gateway_cancelled_total{phase=\"stream\"} 1");
+    let waiting = http::begin(agent.address, &chat(&[])).expect("a connection");
+    engine.wait_for(3);
+    drop(waiting);
+    has("orchd_gateway_cancelled_total{phase=\"prefill\"} 1");
+    has("orchd_gateway_time_to_first_token_seconds_count{model=\"m\"} 2");
+    let nobody = written("POST", "/pools/b/v1/chat/completions", &[], CHAT);
+    assert_eq!(http::send(agent.address, &nobody).expect("an answer").status, 404);
+    has("orchd_gateway_rejected_total{reason=\"unknown_pool\"} 1");
+    has("orchd_gateway_in_flight{node_id=\"n1\",pool_id=\"a\"} 0");
+}
