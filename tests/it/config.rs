@@ -259,7 +259,7 @@ fn an_agent_is_told_how_long_an_engine_may_hang() {
     assert_eq!(told(&[variable])[0], "5s");
     let (agent, _) = show(&["agent"], &[]);
     assert_eq!(agent["hung_after"][0], "30s");
-    let ran = run_with(&["config", "check", "agent", "--hung-after", "999ms"], &[]);
+    let ran = run_with(&["agent", "--hung-after", "999ms"], &[]);
     assert_eq!(ran.exit, Some(2));
     assert!(ran.stderr.contains("must be 1s to 1h"), "{}", ran.stderr);
 }
