@@ -152,7 +152,9 @@ fn the_agent_tells_prometheus_of_its_gpus_its_engines_and_what_it_relays() {
     whole.text().expect("a body");
     has("orchd_gateway_requests_total{model=\"m\",code=\"200\"} 1");
     has("orchd_gateway_request_seconds_count{model=\"m\"} 1");
-    let mut stream = http::send(agent.address, &chat(&[])).expect("a stream").events();
+    let mut stream = http::send(agent.address, &chat(&[]))
+        .expect("a stream")
+        .events();
     assert_eq!(stream.next().expect("an event").as_deref(), Some("1"));
     has("orchd_gateway_in_flight{node_id=\"n1\",pool_id=\"a\"} 1");
     drop(stream);
@@ -163,7 +165,12 @@ fn the_agent_tells_prometheus_of_its_gpus_its_engines_and_what_it_relays() {
     has("orchd_gateway_cancelled_total{phase=\"prefill\"} 1");
     has("orchd_gateway_time_to_first_token_seconds_count{model=\"m\"} 2");
     let nobody = written("POST", "/pools/b/v1/chat/completions", &[], CHAT);
-    assert_eq!(http::send(agent.address, &nobody).expect("an answer").status, 404);
+    assert_eq!(
+        http::send(agent.address, &nobody)
+            .expect("an answer")
+            .status,
+        404
+    );
     has("orchd_gateway_rejected_total{reason=\"unknown_pool\"} 1");
     has("orchd_gateway_in_flight{node_id=\"n1\",pool_id=\"a\"} 0");
 }
