@@ -322,6 +322,13 @@ impl Client {
         &self.servers[self.preferred.load(Ordering::Relaxed) % self.servers.len()]
     }
 
+    /// All servers, in the order in which they would be asked now.
+    pub fn servers(&self) -> impl Iterator<Item = &HttpUrl> {
+        let first = self.preferred.load(Ordering::Relaxed) % self.servers.len();
+        let (later, sooner) = self.servers.split_at(first);
+        sooner.iter().chain(later)
+    }
+
     /// Registers a node, or changes its record.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The integration tests, one binary: what crosses a module or a process boundary.
 
+mod agent_network;
 mod api;
 mod bad_input;
 mod client;
