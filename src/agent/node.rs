@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinError;
 use tracing::{debug, error, info, warn};
 
-use crate::client::ClientError;
+use crate::client::{Client, ClientError};
 use crate::clock::Clock;
 use crate::engines::{Engine, Event, Reading, Watched};
 use crate::random;
@@ -26,6 +26,9 @@ use super::Settings;
 use super::inventory::Report;
 use super::machine::{Call, Machine, Outcome};
 use super::proxy::{Door, Doors, Shared};
+
+/// How long looking up a server's name may take: as long as an attempt (contract §4).
+const LOOKUP: Duration = Duration::from_secs(3);
 
 /// What came of a call.
 pub(super) type Answer = (Call, Result<Outcome, CallError>);
@@ -216,8 +219,7 @@ impl Node {
                 async move {
                     let outcome = async {
                         if registration.address.is_none() {
-                            registration.address =
-                                Some(advertised(listening, client.server()).await?);
+                            registration.address = Some(advertised(listening, &client).await?);
                         }
                         let reply = client.register(&registration).await?;
                         Ok(Outcome::Registered {
@@ -369,30 +371,50 @@ impl Node {
 }
 
 /// How a gateway reaches this agent when nobody says: where it listens; a wildcard is replaced by the address this
-/// machine uses towards the control plane.
+/// machine uses towards the control plane, by whichever of its servers can be told at the moment.
 async fn advertised(
     (scheme, listening): (&'static str, SocketAddr),
-    server: &HttpUrl,
+    client: &Client,
 ) -> Result<HttpUrl, CallError> {
-    let origin = server.origin();
-    let mut address = listening;
+    let url = |address: SocketAddr| Ok(HttpUrl::new(&format!("{scheme}://{address}"))?);
+    let ip = listening.ip();
+    if !ip.is_unspecified() && !ip.is_loopback() {
+        return url(listening);
+    }
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for server in tokio::net::lookup_host((origin.host.as_str(), origin.port)).await? {
-        if !listening.ip().is_unspecified() {
-            if listening.ip().is_loopback() && !server.ip().is_loopback() {
-                warn!(%listening, %server, "a gateway on another machine cannot reach a loopback address: say --listen or --advertise");
+    for server in client.servers() {
+        let found = match addresses(server).await {
+            Ok(found) => found,
+            Err(e) => {
+                last = e;
+                continue;
             }
-            return Ok(HttpUrl::new(&format!("{scheme}://{listening}"))?);
-        }
-        match source_towards(server) {
-            Ok(source) => {
-                address.set_ip(source);
-                return Ok(HttpUrl::new(&format!("{scheme}://{address}"))?);
+        };
+        for server in found {
+            if ip.is_loopback() {
+                if !server.ip().is_loopback() {
+                    warn!(%listening, %server, "a gateway on another machine cannot reach a loopback address: say --listen or --advertise");
+                }
+                return url(listening);
             }
-            Err(e) => last = e,
+            match source_towards(server) {
+                Ok(source) => return url(SocketAddr::new(source, listening.port())),
+                Err(e) => last = e,
+            }
         }
     }
+    if ip.is_loopback() {
+        return url(listening);
+    }
     Err(last.into())
+}
+
+/// The addresses of a server. A resolver that cannot be reached takes its time; the next server may need none.
+async fn addresses(server: &HttpUrl) -> io::Result<Vec<SocketAddr>> {
+    let origin = server.origin();
+    let lookup = tokio::net::lookup_host((origin.host.as_str(), origin.port));
+    let found = tokio::time::timeout(LOOKUP, lookup).await;
+    Ok(found.map_err(|_| io::ErrorKind::TimedOut)??.collect())
 }
 
 /// The source address of packets to a server. Nothing is sent: connecting a datagram socket only chooses a route.

@@ -107,10 +107,10 @@ fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
         403 => ErrorCode::Forbidden,
         404 => ErrorCode::NotFound,
         405 => ErrorCode::MethodNotAllowed,
-        409 => ErrorCode::NodeIdConflict,
         413 => ErrorCode::PayloadTooLarge,
         415 => ErrorCode::UnsupportedMediaType,
         503 => ErrorCode::StoreUnavailable,
+        // Among them 409: over what there is a conflict only a code says, and agents end themselves over some.
         _ => ErrorCode::Internal,
     };
     if let Ok(OpenAi { error }) = serde_json::from_slice(body) {

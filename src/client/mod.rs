@@ -27,8 +27,9 @@ use answer::{accepted, read, unreachable};
 use crate::auth::{Guard, Token, Tokens};
 use crate::tls::{self, TlsError};
 use crate::types::{
-    Availability, DrainRequest, ErrorBody, ErrorCode, HeartbeatReply, HeartbeatRequest, HttpUrl,
-    NodeId, NodeList, NodeStatus, NodeView, PoolList, RegisterReply, RegisterRequest, VERSION,
+    Availability, DrainOrder, DrainRequest, ErrorBody, ErrorCode, HeartbeatRequest, HttpUrl,
+    Millis, NodeId, NodeList, NodeStatus, NodeView, PoolList, RegisterReply, RegisterRequest,
+    VERSION,
 };
 
 /// Nodes asked for at a time; the most that the control plane gives by default.
@@ -231,6 +232,16 @@ pub struct ModelMeta {
     pub state: Option<String>,
 }
 
+/// What an agent goes by in the answer to its heartbeat. The node's word is not among it: it is for people, and a newer
+/// control plane may have one that this client does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Beaten {
+    /// The interval in force.
+    pub next_heartbeat_ms: Millis,
+    /// The drain it is under.
+    pub drain: Option<DrainOrder>,
+}
+
 /// A client of one control plane, which may have several addresses. Clones share what they learn.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -311,6 +322,13 @@ impl Client {
         &self.servers[self.preferred.load(Ordering::Relaxed) % self.servers.len()]
     }
 
+    /// All servers, in the order in which they would be asked now.
+    pub fn servers(&self) -> impl Iterator<Item = &HttpUrl> {
+        let first = self.preferred.load(Ordering::Relaxed) % self.servers.len();
+        let (later, sooner) = self.servers.split_at(first);
+        sooner.iter().chain(later)
+    }
+
     /// Registers a node, or changes its record.
     ///
     /// # Errors
@@ -328,7 +346,7 @@ impl Client {
         &self,
         node: &NodeId,
         request: &HeartbeatRequest,
-    ) -> Result<HeartbeatReply, ClientError> {
+    ) -> Result<Beaten, ClientError> {
         self.json(&Call::new(Method::POST, format!("/v2/nodes/{node}/heartbeat")).body(request))
             .await
     }

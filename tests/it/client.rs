@@ -174,6 +174,20 @@ async fn a_refusal_reaches_the_caller_with_code_and_time_to_wait() {
     );
 }
 
+fn beat() -> HeartbeatRequest {
+    HeartbeatRequest {
+        timestamp: None,
+        pools: Vec::new(),
+        instance_id: Some("i1".to_owned()),
+        seq: Some(7),
+        health: None,
+        drain_ack: Some(DrainAck {
+            id: "d1".to_owned(),
+            in_flight: 2,
+        }),
+    }
+}
+
 #[tokio::test]
 async fn the_client_speaks_for_an_agent_in_the_shared_words() {
     let fake = Fake::start([
@@ -196,17 +210,7 @@ async fn the_client_speaks_for_an_agent_in_the_shared_words() {
         ),
     ]);
     let client = fake.client();
-    let beat = HeartbeatRequest {
-        timestamp: None,
-        pools: Vec::new(),
-        instance_id: Some("i1".to_owned()),
-        seq: Some(7),
-        health: None,
-        drain_ack: Some(DrainAck {
-            id: "d1".to_owned(),
-            in_flight: 2,
-        }),
-    };
+    let beat = beat();
     let reply = client
         .heartbeat(&node_id("gpu-1"), &beat)
         .await
@@ -228,4 +232,48 @@ async fn the_client_speaks_for_an_agent_in_the_shared_words() {
         fake.asked()[0].body,
         json!({"pools": [], "instance_id": "i1", "seq": 7, "drain_ack": {"id": "d1", "in_flight": 2}})
     );
+}
+
+#[tokio::test]
+async fn a_newer_control_plane_may_have_a_word_for_the_node_that_an_agent_does_not_know() {
+    let fake = Fake::start([step(
+        "POST /v2/nodes/gpu-1/heartbeat",
+        200,
+        &json!({"success": true, "next_heartbeat_ms": 7_000, "node_timeout_ms": 30_000, "status": "Hibernating",
+            "drain": null}),
+    )]);
+    let reply = fake
+        .client()
+        .heartbeat(&node_id("gpu-1"), &beat())
+        .await
+        .expect("it was taken");
+    assert_eq!((reply.next_heartbeat_ms, reply.drain), (7_000, None));
+    fake.asked();
+}
+
+#[tokio::test]
+async fn a_conflict_that_is_not_said_to_be_over_the_name_is_not_taken_for_one() {
+    let say = |body: Value| Fake::start([step("POST /v2/nodes/gpu-1/heartbeat", 409, &body)]);
+    for (body, message) in [
+        (
+            json!({"error": "the request conflicts"}),
+            r#"it answers 409 Conflict: {"error":"the request conflicts"}"#,
+        ),
+        (
+            json!({"code": "LEASE_FENCED", "message": "elsewhere"}),
+            "LEASE_FENCED: elsewhere",
+        ),
+    ] {
+        let fake = say(body);
+        let error = fake
+            .client()
+            .heartbeat(&node_id("gpu-1"), &beat())
+            .await
+            .expect_err("refused");
+        assert_eq!(
+            (error.code(), error.to_string().as_str()),
+            (Some(ErrorCode::Internal), message)
+        );
+        fake.asked();
+    }
 }

@@ -1,5 +1,6 @@
 //! The integration tests, one binary: what crosses a module or a process boundary.
 
+mod agent_network;
 mod api;
 mod bad_input;
 mod client;
@@ -27,6 +28,7 @@ mod nodes_verbs;
 mod nodes_watch;
 mod openapi;
 mod pools;
+mod probe;
 mod proxy;
 mod scenarios;
 mod scripted_engine;

@@ -8,6 +8,7 @@
 pub mod chat;
 pub mod counting;
 pub mod engine;
+pub mod fault;
 pub mod http;
 pub mod orchd;
 pub mod process;
