@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod config_command;
 mod durability;
+mod engine_states;
 mod events;
 mod fake_control_plane;
 mod fleet;

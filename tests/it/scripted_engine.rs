@@ -252,6 +252,7 @@ struct State {
     unexpected: Vec<String>,
     /// The most slots that were taken at a time.
     peak: usize,
+    loading: bool,
 }
 
 impl State {
@@ -300,6 +301,7 @@ impl ScriptedEngine {
             connections: 0,
             unexpected: Vec::new(),
             peak: 0,
+            loading: false,
         }));
         let (commands, inbox) = unbounded_channel();
         let shared = Arc::clone(&state);
@@ -316,6 +318,11 @@ impl ScriptedEngine {
             commands: Some(commands),
             thread: Some(thread),
         }
+    }
+
+    /// From now on it answers those who watch it as one does that reads its model, or no longer does.
+    pub fn loading(&self, loading: bool) {
+        lock(&self.state).loading = loading;
     }
 
     pub fn url(&self) -> String {
@@ -594,7 +601,10 @@ fn probe_answer(asked: &Asked, state: &Mutex<State>) -> Option<String> {
     }
     let state = lock(state);
     let model = &state.model;
+    let loading =
+        json!({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}});
     let (status, body) = match asked.target.as_str() {
+        _ if state.loading => (503, loading),
         "/health" => (200, json!({"status": "ok"})),
         "/props" => (
             200,

@@ -1,6 +1,6 @@
 //! The real `llama-server`, with a model that counts.
 //!
-//! Used by the journeys. It comes from `tests/engine/fetch.sh`, by way of `tests/run`.
+//! Used by the journeys and `engine_states`. It comes from `tests/engine/fetch.sh`, by way of `tests/run`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,38 +36,69 @@ impl Model {
     }
 }
 
+/// How an engine is started.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    model: Model,
+    slots: u32,
+    context: u32,
+    more: &'static [&'static str],
+}
+
 /// A running engine.
 pub struct Engine {
     running: Running,
     pub address: SocketAddr,
-    model: Model,
-    slots: u32,
-    context: u32,
+    plan: Plan,
     dir: TempDir,
 }
 
 impl Engine {
     /// Starts one with `slots` slots that share a context of `context` tokens, and waits until it is ready.
     pub fn start(model: Model, slots: u32, context: u32) -> Self {
-        match Self::try_start(model, slots, context) {
+        Self::start_with(model, slots, context, &[])
+    }
+
+    /// The same with more arguments, of which the last word on a matter counts.
+    pub fn start_with(
+        model: Model,
+        slots: u32,
+        context: u32,
+        more: &'static [&'static str],
+    ) -> Self {
+        let plan = Plan {
+            model,
+            slots,
+            context,
+            more,
+        };
+        match Self::try_start(plan, free_address()) {
             Ok(engine) => engine,
             // Somebody may have taken the port.
             Err(NotReady::Ended(_)) => {
-                Self::try_start(model, slots, context).unwrap_or_else(|not_ready| not_ready.panic())
+                Self::try_start(plan, free_address()).unwrap_or_else(|not_ready| not_ready.panic())
             }
             Err(late) => late.panic(),
         }
     }
 
-    fn try_start(model: Model, slots: u32, context: u32) -> Result<Self, NotReady> {
-        let dir = tempfile::tempdir().expect("a directory for the log");
-        let address = free_address();
-        let mut engine = Self {
-            running: spawn(model, slots, context, address, dir.path()),
-            address,
+    /// The same where somebody looks for it already: at an address of [`free_address`].
+    pub fn start_at(address: SocketAddr, model: Model, slots: u32, context: u32) -> Self {
+        let plan = Plan {
             model,
             slots,
             context,
+            more: &[],
+        };
+        Self::try_start(plan, address).unwrap_or_else(|not_ready| not_ready.panic())
+    }
+
+    fn try_start(plan: Plan, address: SocketAddr) -> Result<Self, NotReady> {
+        let dir = tempfile::tempdir().expect("a directory for the log");
+        let mut engine = Self {
+            running: spawn(plan, address, dir.path()),
+            address,
+            plan,
             dir,
         };
         engine.running.ready(address, "/health", START)?;
@@ -92,14 +123,24 @@ impl Engine {
     /// Starts it once more as it was, on the same port.
     pub fn start_again(&mut self) {
         let dir = self.dir.path();
-        self.running = spawn(self.model, self.slots, self.context, self.address, dir);
+        self.running = spawn(self.plan, self.address, dir);
         self.running
             .ready(self.address, "/health", START)
             .unwrap_or_else(|not_ready| not_ready.panic());
     }
 
+    /// The number the system knows its process by.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Whether it gave its memory back. Asking neither wakes it nor keeps it awake.
+    pub fn is_asleep(&self) -> bool {
+        http::get_json(self.address, "/props")["is_sleeping"] == true
     }
 
     /// How many of its slots work at this moment.
@@ -131,7 +172,13 @@ impl Engine {
     }
 }
 
-fn spawn(model: Model, slots: u32, context: u32, address: SocketAddr, dir: &Path) -> Running {
+fn spawn(plan: Plan, address: SocketAddr, dir: &Path) -> Running {
+    let Plan {
+        model,
+        slots,
+        context,
+        more,
+    } = plan;
     let home = home();
     let alias = model.alias();
     let mut command = Command::new(home.join("bin/llama-server"));
@@ -146,7 +193,8 @@ fn spawn(model: Model, slots: u32, context: u32, address: SocketAddr, dir: &Path
         .args(["-np", &slots.to_string(), "-c", &context.to_string()])
         // Several threads wait for each other by spinning, and starve whoever else runs on a small machine.
         .args(["-ngl", "0", "--device", "none", "-t", "1"])
-        .args(["--slots", "--metrics"]);
+        .args(["--slots", "--metrics"])
+        .args(more);
     let name = format!("llama-server {alias} on {address}");
     Running::spawn(&name, &mut command, &dir.join("engine.log"))
 }
