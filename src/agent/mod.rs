@@ -40,7 +40,8 @@ use machine::Next;
 use node::{Answer, Node};
 use proxy::{Proxy, Shared};
 
-/// How long the registration waits for the first reading of each engine.
+/// How long the registration waits for the first reading of each engine, and of the GPUs: a driver that is cold or sick
+/// takes longer, and is told of when it has answered.
 const FIRST_READINGS: Duration = Duration::from_secs(1);
 /// How long the last bytes of answers may take to be written when the agent ends.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -157,11 +158,19 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
     let report = Arc::clone(&inventory.borrow_and_update());
     let mut node = Node::new(settings, (scheme, address), clock, report, shared);
     // So that the first heartbeat, which follows the registration at once, already tells what this node serves.
+    let mut reported = false;
     let _ = tokio::time::timeout(FIRST_READINGS, async {
-        while !node.has_read_all()
-            && let Some(event) = events.recv().await
-        {
-            node.on_event(event);
+        while !reported || !node.has_read_all() {
+            tokio::select! {
+                Some(event) = events.recv() => node.on_event(event),
+                changed = inventory.changed(), if !reported => {
+                    reported = true;
+                    if changed.is_ok() {
+                        node.on_report(Arc::clone(&inventory.borrow_and_update()));
+                    }
+                }
+                else => break,
+            }
         }
     })
     .await;

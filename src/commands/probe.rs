@@ -102,8 +102,11 @@ pub fn run(args: ProbeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     let looks = async {
         let clock = Clock::new();
         let engines = engines::probe(configured, host.runtime_dir.clone(), clock);
-        let (gpus, engines) = tokio::join!(inventory::start(host.gpu_fixture.clone()), engines);
-        let report = gpus?.borrow().as_ref().clone();
+        let mut reports = inventory::start(host.gpu_fixture.clone()).await?;
+        let (first, engines) = tokio::join!(reports.changed(), engines);
+        // It says itself what is wrong when none comes.
+        drop(first);
+        let report = reports.borrow().as_ref().clone();
         anyhow::Ok((report, engines))
     };
     let looked = runtime.block_on(looks);

@@ -63,7 +63,7 @@ impl Default for Pace {
 }
 
 /// Begins to read the GPUs, or the file that stands in for them, and goes on until nobody holds the receiver any more.
-/// Returns with the first report, which says so when the driver has not answered by the deadline.
+/// The first report comes as a change, at the deadline at the latest; until then nothing is known of the GPUs.
 ///
 /// # Errors
 /// A file that cannot stand in for NVML.
@@ -82,10 +82,10 @@ pub async fn start(fixture: Option<PathBuf>) -> Result<watch::Receiver<Arc<Repor
         Ok(prepared) => prepared?,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     };
-    Ok(begin(source, pace, board).await)
+    Ok(begin(source, pace, board))
 }
 
-async fn begin(source: Box<dyn Source>, pace: Pace, board: Board) -> watch::Receiver<Arc<Report>> {
+fn begin(source: Box<dyn Source>, pace: Pace, board: Board) -> watch::Receiver<Arc<Report>> {
     let (ask, asked) = std_mpsc::channel();
     // One question at a time, so one answer.
     let (answer, answers) = mpsc::channel(1);
@@ -93,7 +93,7 @@ async fn begin(source: Box<dyn Source>, pace: Pace, board: Board) -> watch::Rece
         .name("orchd-nvml".to_owned())
         .spawn(move || answer_when_asked(source, &asked, &answer));
     let mut history = History::new(board);
-    let (sender, mut reports) = watch::channel(Arc::new(Report::empty(board)));
+    let (sender, reports) = watch::channel(Arc::new(Report::empty(board)));
     let mut publish = Publisher {
         sender,
         begun: false,
@@ -104,8 +104,6 @@ async fn begin(source: Box<dyn Source>, pace: Pace, board: Board) -> watch::Rece
         return reports;
     }
     tokio::spawn(keep(ask, answers, publish, history, pace));
-    // An error is the end of `keep`, which has told why.
-    let _ = reports.changed().await;
     reports
 }
 

@@ -613,6 +613,8 @@ async fn the_file_is_read_again_each_time_and_a_hang_in_it_delays_nobody() {
     let path = dir.path().join("gpus.json");
     rewrite(&path, recorded("hang"));
     let mut reports = start(Some(path.clone())).await.expect("it starts");
+    assert!(reports.borrow().gpus.is_empty(), "nothing is waited for");
+    reports.changed().await.expect("a first report");
     let report = Arc::clone(&reports.borrow_and_update());
     assert_eq!(codes(&report), ["NVML_TIMEOUT"]);
     assert!(
@@ -643,7 +645,8 @@ async fn the_file_is_read_again_each_time_and_a_hang_in_it_delays_nobody() {
 
 #[tokio::test]
 async fn without_a_file_the_driver_of_this_machine_is_asked_whatever_it_is() {
-    let reports = start(None).await.expect("it starts");
+    let mut reports = start(None).await.expect("it starts");
+    reports.changed().await.expect("a first report");
     let report = Arc::clone(&reports.borrow());
     assert!(report.capabilities.cpu_cores.is_some_and(|cores| cores > 0));
     assert!(
