@@ -10,11 +10,13 @@
 //! else should be busy meanwhile. Needs nginx (Debian: `apt-get install nginx-light`). Exits with 1 when the bar is missed,
 //! and with 2 without nginx.
 //!
-//! | added time to first token | bar | predicted before it was first measured | measured, two cores |
+//! | added time to first token | bar | predicted before it was first measured | measured, two cores, 8 pairs twice |
 //! |---|---|---|---|
-//! | nginx, median | | 0.15 ms: two more wake-ups, and who wakes shares two cores with everybody else | |
-//! | agent, median | nginx + 0.1 ms | nginx + 0.03 ms: the same system calls, some more of our own time | |
-//! | agent, 99th percentile | | nginx + 0.3 ms | |
+//! | nginx, median | | 0.15 ms: two more wake-ups, and who wakes shares two cores with everybody else | 0.11–0.13 ms |
+//! | agent, median | nginx + 0.1 ms | nginx + 0.03 ms: the same system calls, some more of our own time | nginx + 0.03–0.05 ms |
+//! | agent, 99th percentile | | nginx + 0.3 ms | nginx + 0.08 ms |
+//!
+//! One pair alone says little: from one to the next the agent was between 0.03 ms faster than nginx and 0.13 ms slower.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;

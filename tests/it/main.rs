@@ -14,6 +14,7 @@ mod fake_control_plane;
 mod fleet;
 mod gateway;
 mod generated;
+mod idle;
 mod journey_cloud;
 mod journey_home;
 mod layers;
