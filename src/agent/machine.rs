@@ -110,6 +110,8 @@ pub struct Machine {
     stopping: bool,
     /// What the node registered is not what it is any more.
     outdated: bool,
+    /// Something changed since the last heartbeat was made up.
+    untold: bool,
 }
 
 impl Machine {
@@ -128,6 +130,7 @@ impl Machine {
             drain: None,
             stopping: false,
             outdated: false,
+            untold: false,
         }
     }
 
@@ -166,6 +169,7 @@ impl Machine {
 
     /// Something changed that the control plane is to know before the next heartbeat is due.
     pub fn on_change(&mut self, now: Mono) {
+        self.untold = true;
         if self.phase == Phase::Up && self.failures == 0 {
             let earliest = self
                 .last_beat
@@ -182,8 +186,10 @@ impl Machine {
 
     /// A call begins, and tells what the node is at this moment.
     pub fn on_call(&mut self, call: Call) {
-        if call == Call::Register {
-            self.outdated = false;
+        match call {
+            Call::Register => self.outdated = false,
+            Call::Beat => self.untold = false,
+            Call::Deregister => {}
         }
     }
 
@@ -239,7 +245,7 @@ impl Machine {
                 let news = drain.as_ref().map(|drain| &drain.id)
                     != self.drain.as_ref().map(|drain| &drain.id);
                 self.drain = drain;
-                if news || self.outdated {
+                if news || self.outdated || self.untold {
                     // The control plane waits for the word that it knows, or does not know yet what the node is now.
                     self.on_change(now);
                 }
@@ -346,6 +352,20 @@ mod tests {
         m.on_outcome(at(1_010), Call::Beat, beaten(None), 0);
         m.on_change(at(5_000));
         assert_eq!(m.next(at(5_000)), Next::Call(Call::Beat));
+    }
+
+    #[test]
+    fn a_change_while_a_heartbeat_is_on_its_way_is_told_by_the_next_one() {
+        let mut m = up();
+        m.on_change(at(5_000));
+        assert_eq!(m.next(at(5_000)), Next::Call(Call::Beat));
+        m.on_call(Call::Beat);
+        m.on_change(at(5_001));
+        m.on_outcome(at(5_010), Call::Beat, beaten(None), 0);
+        assert_eq!(m.next(at(5_010)), Next::Wait(at(6_010)));
+        m.on_call(Call::Beat);
+        m.on_outcome(at(6_020), Call::Beat, beaten(None), 0);
+        assert_eq!(m.next(at(6_020)), Next::Wait(at(16_020)), "once is enough");
     }
 
     #[test]
@@ -532,9 +552,11 @@ mod tests {
     #[test]
     fn a_drain_it_learns_of_is_acknowledged_without_waiting_for_the_interval() {
         let mut m = up();
+        m.on_call(Call::Beat);
         m.on_outcome(at(10_010), Call::Beat, beaten(Some(order("d1"))), 0);
         assert_eq!(m.drain().map(|d| d.id.as_str()), Some("d1"));
         assert_eq!(m.next(at(10_010)), Next::Wait(at(11_010)));
+        m.on_call(Call::Beat);
         m.on_outcome(at(11_010), Call::Beat, beaten(Some(order("d1"))), 0);
         assert_eq!(
             m.next(at(11_010)),

@@ -46,7 +46,7 @@ pub(super) fn start() -> Result<(), Failure> {
 fn filter(wanted: &str) -> Option<EnvFilter> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     if wanted.is_empty() {
-        return Some(EnvFilter::new("info"));
+        return Some(EnvFilter::new("warn,orchd=info"));
     }
     if LEVELS.contains(&wanted.to_ascii_lowercase().as_str()) {
         return EnvFilter::try_new(format!("warn,orchd={wanted}")).ok();

@@ -108,7 +108,7 @@ pub(super) async fn pools(command: PoolsCommand, client: Client) -> anyhow::Resu
             None => {
                 output::note("no pools");
                 output::hint(
-                    "engines come with `orchd agent --engine URL` on their host, or `orchd serve --engine URL`",
+                    "engines come with `orchd agent --engine URL` on their host, or `orchd serve --engine URL`, or by handoff files",
                 );
             }
         }

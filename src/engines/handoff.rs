@@ -223,7 +223,7 @@ impl Said {
         if let Some(pid) = self.pid.filter(|&pid| !is_alive(pid)) {
             engine.fault.get_or_insert(Fault {
                 state: PoolState::Unreachable,
-                why: format!("its process {pid} has ended, says its handoff file"),
+                why: format!("its process, {pid} in its handoff file, has ended"),
             });
         }
         engine

@@ -260,6 +260,14 @@ fn the_key_of_an_engine_is_shown_to_it_and_to_nobody_else() {
         let shown = asked.last().expect("a request").header("authorization");
         assert_eq!(shown.as_deref(), Some("Bearer sesame"));
     }
+    // Whatever an engine turns into is told at once, not with the next heartbeat.
+    fs::remove_file(runtime.file("key")).expect("removes");
+    let url = format!("{}/pools/default", agent.url());
+    seen(
+        &server,
+        "no key",
+        &[format!("default misconfigured false {url}")],
+    );
     for orchd in [&home, &server, &agent] {
         assert!(!orchd.log().contains("sesame"));
     }

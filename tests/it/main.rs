@@ -16,6 +16,7 @@ mod fleet;
 mod gateway;
 mod generated;
 mod handoff;
+mod idle;
 mod inventory;
 mod journey_cloud;
 mod journey_dead;

@@ -81,6 +81,11 @@ impl Process {
         self.running.signal(signal);
     }
 
+    /// The number the system knows its process by.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
     /// Waits until it ended by itself, and gives its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         self.running.wait(SOON)
