@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::client::{Client, ClientError};
 use crate::clock::Clock;
-use crate::engines::{Engine, Event, Reading, Watched};
+use crate::engines::{self, Engine, Event, Reading, Watched};
 use crate::random;
 use crate::relay::Vitals;
 use crate::types::{
@@ -104,12 +104,15 @@ impl Node {
             );
         }
         let before = self.engines.take().unwrap_or_default();
-        // What was read of an engine elsewhere says nothing of this one.
-        self.pools.retain(|pool_id, _| {
-            let now = watched.iter().find(|w| w.engine.pool_id == *pool_id);
-            let known = before.get(pool_id);
-            matches!((now, known), (Some(now), Some(known)) if now.engine.url == known.url)
-        });
+        let read = std::mem::take(&mut self.pools);
+        let known = before
+            .iter()
+            .filter_map(|(pool_id, engine)| Some((engine.as_ref(), read.get(pool_id)?)));
+        for Watched { engine, .. } in &watched {
+            if let Some(status) = engines::known_before(engine, known.clone()) {
+                self.pools.insert(engine.pool_id.clone(), status);
+            }
+        }
         let former = self.shared.doors.load();
         let doors: Doors = watched
             .iter()

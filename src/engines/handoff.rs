@@ -156,7 +156,14 @@ impl Scanner {
     fn names(&self) -> io::Result<std::collections::BTreeSet<String>> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(Default::default());
+            }
             Err(e) => return Err(e),
         };
         let mut names = std::collections::BTreeSet::new();

@@ -111,11 +111,14 @@ impl Probing {
                     }
                     let before = std::mem::take(&mut known);
                     known.extend(watched.into_iter().map(|Watched { engine, .. }| {
-                        // What was read of an engine elsewhere says nothing of this one.
-                        let same = before.iter().find(|(known, _)| {
-                            known.pool_id == engine.pool_id && known.url == engine.url
-                        });
-                        let status = same.and_then(|(_, status)| status.clone());
+                        let read = before
+                            .iter()
+                            .filter_map(|(known, status)| Some((known.as_ref(), status.as_ref()?)));
+                        let status =
+                            engines::known_before(&engine, read).map(|status| PoolStatus {
+                                url: Some(engine.url.clone()),
+                                ..status
+                            });
                         (engine, status)
                     }));
                     if *node_id == NodeId::local() {

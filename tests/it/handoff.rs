@@ -115,6 +115,42 @@ fn engines_of_one_machine_come_move_and_go_by_their_handoff_files() {
     assert_eq!(chat(&orchd), 200);
 }
 
+#[test]
+fn a_model_stays_known_while_its_engine_moves_or_gets_another_name() {
+    let runtime = Runtime::new();
+    let (a, b) = (ScriptedEngine::start("m", 4), ScriptedEngine::start("m", 4));
+    let options = ["--runtime-dir", runtime.path()];
+    let home = Orchd::serve_home(&[], &options);
+    let state = tempfile::tempdir().expect("a directory");
+    let server = Orchd::serve_cloud(state.path(), &[]);
+    let _agent = Orchd::agent_with(&server.url(), "n1", &[], &options);
+    for engine in [&a, &b] {
+        engine.always(Script::stream().event("[DONE]").end());
+    }
+    let put = |name: &str, url: String| {
+        runtime.write(".new", &json!({"url": url, "pool_id": name}));
+        fs::rename(runtime.file(".new"), runtime.file("a.json")).expect("renames");
+    };
+    put("p", a.url());
+    for orchd in [&home, &server] {
+        eventually(SEEN + SLACK, "it is served", || match chat(orchd) {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        });
+    }
+    for (round, (name, engine)) in [("p", &b), ("p", &a), ("q", &a), ("q", &b)]
+        .into_iter()
+        .enumerate()
+    {
+        put(name, engine.url());
+        // Far more than it takes to be seen.
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < Duration::from_millis(600) {
+            assert_eq!((chat(&home), chat(&server)), (200, 200), "in round {round}");
+        }
+    }
+}
+
 fn chat(orchd: &Orchd) -> u16 {
     let body =
         json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "hi"}]});
