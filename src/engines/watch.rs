@@ -34,7 +34,7 @@ pub struct Settings {
     pub runtime_dir: Option<PathBuf>,
     /// This process sends all requests that the engines get from orchd, and counts them.
     pub counts: bool,
-    /// Asks for readings soon; see [`watch`](reader::watch).
+    /// Asks for readings soon: one after 50 ms, then after twice as long each time.
     pub hurry: Arc<Notify>,
     /// What they are read with.
     pub http: Http,
