@@ -2,15 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::engine::{Engine, Model};
 use crate::support::orchd::Orchd;
-use crate::support::process::Running;
 use crate::support::{eventually, free_address, http};
 
 /// A machine with little to spare may be late with anything that has no promised limit.
@@ -171,35 +170,12 @@ fn a_sleeper_is_left_alone_until_it_works_and_its_work_for_this_orchd_is_seen() 
 
 #[test]
 fn a_real_engine_that_wants_a_key_is_said_to_want_it_and_is_used_once_it_is_shown() {
-    let home = std::env::var("ORCHD_TEST_ENGINE_DIR").expect("tests/run names the engine");
-    let dir = tempfile::tempdir().expect("a directory");
-    let address = free_address();
-    let mut command = Command::new(format!("{home}/bin/llama-server"));
-    command
-        .env_clear()
-        .env("LD_LIBRARY_PATH", format!("{home}/bin"))
-        .args([
-            "-m",
-            &format!("{home}/counting.gguf"),
-            "--alias",
-            "counting",
-        ])
-        .args(["--host", "127.0.0.1", "--port", &address.port().to_string()])
-        .args([
-            "-np", "2", "-c", "16384", "-ngl", "0", "--device", "none", "-t", "1",
-        ])
-        .args(["--metrics", "--api-key", "sesame"]);
-    let log = dir.path().join("engine.log");
-    let mut engine = Running::spawn("llama-server with a key", &mut command, &log);
-    engine
-        .ready(address, "/health", SOON)
-        .unwrap_or_else(|not_ready| not_ready.panic());
-
+    let engine = Engine::start_with(Model::Counting, 2, 16_384, &["--api-key", "sesame"]);
     let runtime = tempfile::tempdir().expect("a directory");
     let write = |name: &str, text: &str| {
         std::fs::write(runtime.path().join(name), text).expect("writes");
     };
-    let url = format!("http://{address}");
+    let url = engine.url();
     write("e.json", &json!({"url": url}).to_string());
     let path = runtime.path().to_str().expect("a path in UTF-8");
     let orchd = Orchd::serve_home(&[], &["--runtime-dir", path]);
