@@ -102,11 +102,27 @@ pub fn known_before<'a>(
 /// The requests that this process itself has at an engine. Counted by whoever sends them, read by the prober.
 #[derive(Debug, Default)]
 pub struct InFlight {
+    /// Somebody else counts them, and tells the number now and then: it says whether something runs, and no more.
+    hearsay: bool,
     now: AtomicU32,
     peak: AtomicU32,
 }
 
 impl InFlight {
+    /// A number that is only [told](Self::tell).
+    #[must_use]
+    pub fn hearsay() -> Self {
+        Self {
+            hearsay: true,
+            ..Self::default()
+        }
+    }
+
+    /// So many there are, by the count of somebody else.
+    pub fn tell(&self, now: u32) {
+        self.now.store(now, Ordering::SeqCst);
+    }
+
     /// One more, until the guard is dropped.
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> InFlightGuard {
@@ -126,9 +142,9 @@ impl InFlight {
         self.peak.store(self.now(), Ordering::Release);
     }
 
-    /// The highest number since the reading began.
-    fn peak(&self) -> u32 {
-        self.peak.load(Ordering::Acquire)
+    /// The highest number since the reading began; `None` where it is not counted here.
+    fn peak(&self) -> Option<u32> {
+        (!self.hearsay).then(|| self.peak.load(Ordering::Acquire))
     }
 }
 

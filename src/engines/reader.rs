@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
@@ -22,7 +23,7 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 const HURRIED: Duration = Duration::from_millis(50);
 
 /// Reads an engine until the receiver is gone. `in_flight` is the reader's own requests there, where it is the one who
-/// sends them all. `hurry` asks for readings soon: one after 50 ms, then after twice as long each time. The pause between
+/// sends them all, or what it was told of them. `hurry` asks for readings soon: one after 50 ms, then after twice as long each time. The pause between
 /// two readings is never longer than `at_least`.
 pub async fn watch(
     engine: Engine,
@@ -44,6 +45,7 @@ pub async fn watch(
     let mut hurried: Option<Duration> = None;
     let mut advised: Vec<String> = Vec::new();
     loop {
+        let begun = Instant::now();
         let reading = prober.round().await;
         let state = reading.status.state;
         let now = (steady(state), reading.status.models_available.clone());
@@ -70,10 +72,12 @@ pub async fn watch(
         let ours = in_flight
             .as_ref()
             .is_some_and(|in_flight| in_flight.now() > 0);
+        // From the beginning of one round to that of the next: late answers do not make readings rarer.
         let pause = if prober.is_silent() {
             AT_ONCE
         } else {
-            pause(state, taken || ours).min(at_least)
+            let pause = pause(state, taken || ours).min(at_least);
+            pause.saturating_sub(begun.elapsed()).max(AT_ONCE)
         };
         if readings.send(reading).await.is_err() {
             return;

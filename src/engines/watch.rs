@@ -32,7 +32,8 @@ pub struct Settings {
     pub configured: Vec<Engine>,
     /// Where handoff files are.
     pub runtime_dir: Option<PathBuf>,
-    /// This process sends all requests that the engines get from orchd, and counts them.
+    /// This process sends all requests that the engines get from orchd, and counts them in [`Watched::in_flight`]. Else it
+    /// may [tell](InFlight::tell) there what it knows.
     pub counts: bool,
     /// Asks for readings soon: one after 50 ms, then after twice as long each time.
     pub hurry: Arc<Notify>,
@@ -47,7 +48,7 @@ pub struct Settings {
 pub struct Watched {
     /// As it is known.
     pub engine: Arc<Engine>,
-    /// Counted by whoever sends them.
+    /// Counted by whoever sends them, or told.
     pub in_flight: Arc<InFlight>,
 }
 
@@ -174,13 +175,18 @@ impl Watch {
         let in_flight = known
             .filter(|known| known.watched.engine.url == engine.url)
             .map(|known| Arc::clone(&known.watched.in_flight))
-            .unwrap_or_default();
-        let counted = self.settings.counts.then(|| Arc::clone(&in_flight));
+            .unwrap_or_else(|| {
+                Arc::new(if self.settings.counts {
+                    InFlight::default()
+                } else {
+                    InFlight::hearsay()
+                })
+            });
         let (readings, mut read) = mpsc::channel(1);
         let reads = reader::watch(
             engine.clone(),
             self.clock,
-            counted,
+            Some(Arc::clone(&in_flight)),
             Arc::clone(&self.settings.hurry),
             self.settings.at_least,
             self.settings.http.clone(),

@@ -97,7 +97,7 @@ impl Probing {
         };
         let mut events = engines::spawn_watch(settings, self.clock);
         let mut once_read = Some(once_read);
-        let mut known: Vec<(Arc<Engine>, Option<PoolStatus>)> = Vec::new();
+        let mut known: Vec<(Watched, Option<PoolStatus>)> = Vec::new();
         while let Some(event) = events.recv().await {
             let (fresh, heard) = match event {
                 Event::Engines(watched) => {
@@ -110,19 +110,20 @@ impl Probing {
                         );
                     }
                     let before = std::mem::take(&mut known);
-                    known.extend(watched.into_iter().map(|Watched { engine, .. }| {
-                        let read = before
-                            .iter()
-                            .filter_map(|(known, status)| Some((known.as_ref(), status.as_ref()?)));
+                    known.extend(watched.into_iter().map(|watched| {
+                        let read = before.iter().filter_map(|(known, status)| {
+                            Some((known.engine.as_ref(), status.as_ref()?))
+                        });
+                        let url = &watched.engine.url;
                         let status =
-                            engines::known_before(&engine, read).map(|status| PoolStatus {
-                                url: Some(engine.url.clone()),
+                            engines::known_before(&watched.engine, read).map(|status| PoolStatus {
+                                url: Some(url.clone()),
                                 ..status
                             });
-                        (engine, status)
+                        (watched, status)
                     }));
                     if *node_id == NodeId::local() {
-                        let keys = known.iter().map(|(engine, _)| engine.as_ref());
+                        let keys = known.iter().map(|(known, _)| known.engine.as_ref());
                         self.keys.set(keys);
                     }
                     (None, false)
@@ -131,8 +132,8 @@ impl Probing {
                     let Reading { status, sample, .. } = *reading;
                     let named = known
                         .iter_mut()
-                        .find(|(engine, _)| engine.pool_id == status.pool_id);
-                    let Some((engine, last)) = named else {
+                        .find(|(known, _)| known.engine.pool_id == status.pool_id);
+                    let Some((Watched { engine, .. }, last)) = named else {
                         continue;
                     };
                     let heard = status.state != PoolState::Unreachable;
@@ -145,6 +146,7 @@ impl Probing {
                     (fresh, heard)
                 }
             };
+            self.tell_in_flight(node_id, &known);
             let pools = known.iter().filter_map(|(_, status)| status.clone());
             if let Err(e) = self
                 .control
@@ -158,6 +160,15 @@ impl Probing {
             {
                 once_read();
             }
+        }
+    }
+
+    /// Tells the readers what the gateway has at their engines: one that works may be looked at without keeping it awake.
+    fn tell_in_flight(&self, node_id: &NodeId, known: &[(Watched, Option<PoolStatus>)]) {
+        let counts = self.admission.counts(node_id);
+        for (Watched { engine, in_flight }, _) in known {
+            let found = counts.iter().find(|(id, _)| *id == engine.pool_id);
+            in_flight.tell(found.map_or(0, |(_, counts)| counts.running + counts.quarantined));
         }
     }
 

@@ -31,6 +31,7 @@ mod nodes_watch;
 mod openapi;
 mod pools;
 mod probe;
+mod probing;
 mod proxy;
 mod scenarios;
 mod scripted_engine;

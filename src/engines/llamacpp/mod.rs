@@ -92,7 +92,7 @@ impl Prober {
     ) -> Result<Self, ProberError> {
         Ok(Self {
             http: http.client(engine.url.origin().https)?,
-            state: State::new(&engine.declared, engine.sleeps),
+            state: State::new(&engine.declared, engine.sleeps, engine.key.is_some()),
             engine,
             clock,
             in_flight,
@@ -198,7 +198,7 @@ impl Prober {
             state,
             PoolState::Ready | PoolState::Busy | PoolState::Sleeping
         ) && !models.is_empty();
-        let ours = self.in_flight.as_ref().map(|in_flight| in_flight.peak());
+        let ours = (self.in_flight.as_ref()).and_then(|in_flight| in_flight.peak());
         let sample = busy.zip(slots_total).map(|(busy, slots_total)| Sample {
             slots_total,
             busy,

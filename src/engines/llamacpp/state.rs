@@ -2,9 +2,11 @@
 //! the engine is.
 //!
 //! Measured (build 7e4c0a9): while it loads everything is a 503; `/health` answers within 10 ms whatever the engine
-//! does; `/slots` and `/metrics` may be off (501, 403), are late while a prompt is processed, wake a sleeping server and
-//! keep one awake that would fall asleep; `/health`, `/props` and `/v1/models` do neither; with a key, `/props`,
-//! `/slots` and `/metrics` are 401 without it.
+//! does, with sixty requests waiting and forty connections idling too; `/slots` and `/metrics` may be off (501, 403), are
+//! late while a prompt is processed, wake a sleeping server (in 10 ms, and then its model is loaded again), and begin its
+//! idle time anew: asked every second, one with `--sleep-idle-seconds 3` never slept. `/health`, `/props` and `/v1/models`
+//! do neither: with all three asked every second it slept after three. Nothing it answers tells whether it was started so.
+//! With a key, `/props`, `/slots` and `/metrics` are 401 without it, `/health` and `/v1/models` are not.
 
 use crate::types::{Declared, Millis, Mono, PoolState};
 
@@ -14,6 +16,13 @@ use super::answers::{Answer, Failure, Models, Props, Slot};
 const SILENT_ROUNDS: u32 = 3;
 /// Models are asked for at least so often, whatever `/props` says: a router of another build may change them unseen.
 const DESCRIBED_FOR: Millis = 30_000;
+/// An engine that has idled for so long is asked for its slots more and more seldom, so that one that falls asleep can:
+/// whenever half of the time for which it has idled has passed. One with `--sleep-idle-seconds` of at most
+/// [`SELDOM_AT_MOST`] is asleep after three times that long at the latest, and what is sent past orchd is noticed after half
+/// of the time in which nothing was.
+const SELDOM_AFTER: Millis = 60_000;
+/// The longest time for which an engine is not asked for its slots, unless it is known to fall asleep.
+const SELDOM_AT_MOST: Millis = 600_000;
 /// A slot with less context surprises those who gave `-c` once for all: a system prompt and a page of text fill it.
 const SMALL_CONTEXT: u64 = 4_096;
 
@@ -74,19 +83,29 @@ pub(super) struct State {
     props: Option<Props>,
     silent: u32,
     last: PoolState,
-    /// It falls asleep when nothing is asked of it.
+    /// A key is shown to it.
+    has_key: bool,
+    /// Whoever started it said that it falls asleep when nothing is asked of it.
+    declared_to_sleep: bool,
+    /// It is known to do that.
     sleeps: bool,
-    /// In this round: when it began, whether this process has work there, whether it sleeps.
+    /// It tells whether it sleeps, so that it might one day.
+    may_sleep: bool,
+    /// In this round: when it began, and whether this process has work there.
     now: Mono,
     works: bool,
+    /// What it said last.
     asleep: bool,
-    /// When its slots were read last they all idled.
-    idle: bool,
+    /// Since when nothing was seen to work there; `None` when something was at the last look.
+    idle_since: Option<Mono>,
+    /// When it was asked last what it works on.
+    looked: Mono,
 }
 
 impl State {
-    /// An engine of which only what was declared is known. `sleeps` says that it was started to fall asleep.
-    pub fn new(declared: &Declared, sleeps: bool) -> Self {
+    /// An engine of which only what was declared is known. `sleeps` says that it was started to fall asleep, `has_key` that
+    /// it is shown a key.
+    pub fn new(declared: &Declared, sleeps: bool, has_key: bool) -> Self {
         Self {
             description: Description {
                 models: declared.models.clone(),
@@ -98,11 +117,15 @@ impl State {
             props: None,
             silent: 0,
             last: PoolState::Unknown,
+            has_key,
+            declared_to_sleep: sleeps,
             sleeps,
+            may_sleep: false,
             now: Mono(0),
             works: false,
             asleep: false,
-            idle: false,
+            idle_since: None,
+            looked: Mono(0),
         }
     }
 
@@ -127,20 +150,32 @@ impl State {
             Heard::Slots(answer) => self.on_slots(answer),
             Heard::Metrics(answer) => self.on_metrics(answer),
         };
-        if let Step::Done(verdict) = &step {
-            self.last = verdict.state;
-            if matches!(
-                verdict.state,
-                PoolState::Loading | PoolState::Unreachable | PoolState::Misconfigured
-            ) {
-                // What comes back may be another one.
-                self.described = None;
-            }
-            if verdict.busy.is_some() || verdict.state != PoolState::Ready {
-                self.idle = verdict.busy == Some(0);
-            }
+        match &step {
+            Step::Ask(Question::Slots | Question::Metrics) => self.looked = self.now,
+            Step::Ask(_) => {}
+            Step::Done(verdict) => self.keep(verdict),
         }
         step
+    }
+
+    /// A round has ended.
+    fn keep(&mut self, verdict: &Verdict) {
+        self.last = verdict.state;
+        if matches!(
+            verdict.state,
+            PoolState::Loading | PoolState::Unreachable | PoolState::Misconfigured
+        ) {
+            // What comes back may be another one.
+            self.described = None;
+        }
+        match (verdict.state, verdict.busy) {
+            (_, Some(0)) if !self.works => {
+                self.idle_since.get_or_insert(self.now);
+            }
+            // Not looked at, for it idles.
+            (PoolState::Ready, None) if !self.works => {}
+            _ => self.idle_since = None,
+        }
     }
 
     fn on_health(&mut self, answer: Answer<()>) -> Step {
@@ -161,6 +196,9 @@ impl State {
             }
             Err(Failure::Refused(why)) => {
                 self.silent = 0;
+                // Its process is gone, and with it what was learned of it.
+                self.sleeps = self.declared_to_sleep;
+                self.asleep = false;
                 because(PoolState::Unreachable, why)
             }
             Err(Failure::Strange(why)) => because(PoolState::Misconfigured, why),
@@ -170,9 +208,13 @@ impl State {
     /// An engine that was good a moment ago may be slow this once; one that never answered is not there.
     fn on_silence(&mut self, why: String) -> Step {
         self.silent = self.silent.saturating_add(1);
-        let usable = matches!(self.last, PoolState::Ready | PoolState::Busy);
-        if usable && self.silent < SILENT_ROUNDS {
-            because(PoolState::Busy, "it answers late".to_owned())
+        let held = match self.last {
+            PoolState::Ready | PoolState::Busy | PoolState::Sleeping => PoolState::Busy,
+            PoolState::Loading => PoolState::Loading,
+            _ => PoolState::Unreachable,
+        };
+        if held != PoolState::Unreachable && self.silent < SILENT_ROUNDS {
+            because(held, "it answers late".to_owned())
         } else {
             because(PoolState::Unreachable, why)
         }
@@ -181,17 +223,25 @@ impl State {
     fn on_props(&mut self, answer: Answer<Box<Props>>) -> Step {
         match answer {
             Ok(props) => {
+                let slept = self.asleep;
                 self.asleep = props.is_sleeping.unwrap_or(false);
+                self.may_sleep = props.is_sleeping.is_some();
                 // Seen to sleep once, it will again. Woken, it was by somebody who wants something.
                 self.sleeps |= self.asleep;
-                self.idle &= self.asleep || self.last != PoolState::Sleeping;
+                if slept && !self.asleep {
+                    self.idle_since = None;
+                }
                 self.take(*props);
             }
             Err(Failure::Status(503)) => return done(PoolState::Loading),
             Err(Failure::Status(401 | 403)) => return self.wants_key(),
             Err(Failure::Refused(why)) => return because(PoolState::Unreachable, why),
-            // Not told: asking a sleeper for its slots would wake it.
-            Err(_) => self.asleep = self.last == PoolState::Sleeping,
+            // `/slots` would be no sooner.
+            Err(Failure::Late) if !self.asleep && !self.description.models.is_empty() => {
+                return because(PoolState::Busy, "/props answers late".to_owned());
+            }
+            // Not told: a sleeper still counts as one, since asking it for its slots would wake it.
+            Err(_) => {}
         }
         let stale = self
             .described
@@ -257,12 +307,21 @@ impl State {
         if self.asleep {
             return with(PoolState::Sleeping, 0);
         }
-        if self.sleeps && self.idle && !self.works {
+        if let Some(idle_since) = self.idle_since
+            && !self.works
+        {
             // Asked for its slots again and again, it would never fall asleep.
-            return because(
-                PoolState::Ready,
-                "it may fall asleep: work sent past orchd is not looked for".to_owned(),
-            );
+            if self.sleeps {
+                return because(
+                    PoolState::Ready,
+                    "it may fall asleep: work sent past orchd is not looked for".to_owned(),
+                );
+            }
+            let idle = self.now.since(idle_since);
+            let seldom = (idle / 2).min(SELDOM_AT_MOST);
+            if self.may_sleep && idle >= SELDOM_AFTER && self.now.since(self.looked) < seldom {
+                return done(PoolState::Ready);
+            }
         }
         if self.told(|props| props.endpoint_slots) == Some(false) {
             return self.without_slots();
@@ -318,13 +377,14 @@ impl State {
         with(state, busy.min(total))
     }
 
-    #[expect(clippy::unused_self, reason = "it reads as the others do")]
     fn wants_key(&self) -> Step {
-        because(
-            PoolState::Misconfigured,
-            "it wants a key (--api-key): name its file as api_key_file in the engine's handoff file"
-                .to_owned(),
-        )
+        let why = if self.has_key {
+            "it refuses the key that is shown to it: the file named as api_key_file in its handoff file must hold one of \
+             its keys (--api-key)"
+        } else {
+            "it wants a key (--api-key): name the file that holds it as api_key_file in the engine's handoff file"
+        };
+        because(PoolState::Misconfigured, why.to_owned())
     }
 
     /// What of its configuration costs its users something.

@@ -44,7 +44,7 @@ fn engine() -> Engine {
 }
 
 fn state() -> State {
-    State::new(&Declared::default(), false)
+    State::new(&Declared::default(), false, false)
 }
 
 /// A round at this second: what was asked, and the verdict.
@@ -158,11 +158,58 @@ fn a_good_engine_that_falls_silent_is_busy_for_two_rounds_and_unreachable_in_the
     );
     assert_eq!(seen(&mut state, 5, &engine()), "ready 1 ");
     // One that never answered is not there.
-    let mut state = super::State::new(&Declared::default(), false);
+    let mut state = super::State::new(&Declared::default(), false, false);
     assert_eq!(
         seen(&mut state, 0, &silent),
         "unreachable ? it does not answer"
     );
+}
+
+#[test]
+fn a_sleeper_and_a_loader_are_given_three_rounds_too() {
+    let silent = Engine {
+        health: Err(Failure::Broken("reset".into())),
+        ..engine()
+    };
+    let sleeping = Engine {
+        props: props(&json!({"is_sleeping": true})),
+        ..engine()
+    };
+    let mut state = state();
+    assert_eq!(seen(&mut state, 0, &sleeping), "sleeping 0 ");
+    assert_eq!(seen(&mut state, 1, &silent), "busy ? it answers late");
+    // What it did not tell meanwhile must not wake it.
+    let untold = Engine {
+        props: Err(Failure::Late),
+        ..engine()
+    };
+    assert_eq!(seen(&mut state, 2, &untold), "sleeping 0 ");
+    let loading = Engine {
+        health: Err(Failure::Status(503)),
+        ..engine()
+    };
+    assert_eq!(seen(&mut state, 3, &loading), "loading ? ");
+    for second in 4..6 {
+        assert_eq!(
+            seen(&mut state, second, &silent),
+            "loading ? it answers late"
+        );
+    }
+    assert_eq!(seen(&mut state, 6, &silent), "unreachable ? reset");
+}
+
+#[test]
+fn an_engine_that_stops_between_two_questions_costs_one_of_them() {
+    let mut state = state();
+    round(&mut state, 0, false, &engine());
+    let stopped = Engine {
+        props: Err(Failure::Late),
+        slots: Err(Failure::Late),
+        ..engine()
+    };
+    let (asked, verdict) = round(&mut state, 1, false, &stopped);
+    assert_eq!(asked, [Question::Health, Question::Props]);
+    assert_eq!((verdict.state, verdict.busy), (PoolState::Busy, None));
 }
 
 #[test]
@@ -214,7 +261,7 @@ fn an_engine_that_falls_asleep_is_let_fall_asleep_once_it_idles() {
         slots: slots(0, 2),
         ..engine()
     };
-    let mut state = State::new(&Declared::default(), true);
+    let mut state = State::new(&Declared::default(), true, false);
     assert_eq!(seen(&mut state, 0, &engine()), "ready 1 ");
     assert_eq!(seen(&mut state, 1, &idle), "ready 0 ");
     for second in 2..10 {
@@ -233,6 +280,98 @@ fn an_engine_that_falls_asleep_is_let_fall_asleep_once_it_idles() {
         "ready 1 ",
         "until it idles again"
     );
+}
+
+/// The seconds of two hours of rounds, one every five seconds, in which an idle engine was asked for its slots.
+fn looks(state: &mut State, idle: &Engine) -> Vec<u64> {
+    (0..7_200)
+        .step_by(5)
+        .filter(|&second| {
+            round(state, second, false, idle)
+                .0
+                .contains(&Question::Slots)
+        })
+        .collect()
+}
+
+#[test]
+fn an_engine_that_idles_for_long_is_asked_for_its_slots_more_and_more_seldom() {
+    let idle = Engine {
+        slots: slots(0, 2),
+        ..engine()
+    };
+    let mut state = state();
+    let looks = looks(&mut state, &idle);
+    let pauses: Vec<u64> = looks.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(pauses[..11], [5; 11], "the first minute: {looks:?}");
+    assert!(pauses.is_sorted(), "{pauses:?}");
+    // Whatever it takes to fall asleep, up to ten minutes, comes in three times as long.
+    for (pause, look) in pauses.iter().zip(&looks).skip(12) {
+        assert!(*pause == 600 || pause * 3 >= *look, "{pause} at {look}");
+    }
+    assert_eq!(pauses.last(), Some(&600));
+    // A slot is seen to work, and it is looked at as before.
+    let mut second = 7_200;
+    while !round(&mut state, second, false, &engine())
+        .0
+        .contains(&Question::Slots)
+    {
+        second += 5;
+    }
+    let asked = round(&mut state, second + 1, false, &idle).0;
+    assert!(asked.contains(&Question::Slots));
+    let asked = round(&mut state, second + 6, false, &idle).0;
+    assert!(asked.contains(&Question::Slots));
+}
+
+#[test]
+fn an_engine_that_works_for_us_or_cannot_sleep_is_looked_at_in_every_round() {
+    let cannot = Engine {
+        props: props(&json!({"is_sleeping": null})),
+        slots: slots(0, 2),
+        ..engine()
+    };
+    assert_eq!(looks(&mut state(), &cannot).len(), 1_440);
+    let idle = Engine {
+        slots: slots(0, 2),
+        ..engine()
+    };
+    let mut state = state();
+    looks(&mut state, &idle);
+    for second in 7_200..7_210 {
+        let asked = round(&mut state, second, true, &idle).0;
+        assert!(asked.contains(&Question::Slots), "ours runs there");
+    }
+    let asked = round(&mut state, 7_211, false, &idle).0;
+    assert!(asked.contains(&Question::Slots), "it has just worked");
+}
+
+#[test]
+fn an_engine_that_was_seen_to_sleep_is_let_sleep_until_its_process_ends() {
+    let idle = Engine {
+        slots: slots(0, 2),
+        ..engine()
+    };
+    let sleeping = Engine {
+        props: props(&json!({"is_sleeping": true})),
+        ..engine()
+    };
+    let gone = Engine {
+        health: Err(Failure::Refused("refused".into())),
+        ..engine()
+    };
+    let mut state = state();
+    let looks = |state: &mut State, second: u64, engine: &Engine| {
+        let asked = round(state, second, false, engine).0;
+        asked.contains(&Question::Slots)
+    };
+    assert!(!looks(&mut state, 0, &sleeping));
+    assert!(looks(&mut state, 1, &idle), "woken, it has work");
+    assert!(!looks(&mut state, 2, &idle), "and soon it may sleep again");
+    assert!(!looks(&mut state, 3, &gone));
+    for second in 4..7 {
+        assert!(looks(&mut state, second, &idle), "another process");
+    }
 }
 
 #[test]
@@ -322,6 +461,20 @@ fn what_is_no_llama_server_is_said_to_be_none() {
 }
 
 #[test]
+fn a_key_that_is_shown_and_refused_is_said_to_be_the_wrong_one() {
+    let refuses = Engine {
+        props: Err(Failure::Status(401)),
+        ..engine()
+    };
+    let mut state = State::new(&Declared::default(), false, true);
+    let said = seen(&mut state, 0, &refuses);
+    assert!(
+        said.starts_with("misconfigured ? it refuses the key that is shown to it"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_was_declared_holds_until_the_engine_speaks_for_itself() {
     let declared = Declared {
         engine_version: Some("b0".into()),
@@ -329,7 +482,7 @@ fn what_was_declared_holds_until_the_engine_speaks_for_itself() {
         slots_free: None,
         models: vec!["declared".into()],
     };
-    let mut state = State::new(&declared, false);
+    let mut state = State::new(&declared, false, false);
     let loading = Engine {
         health: Err(Failure::Status(503)),
         ..engine()
