@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use crate::dispatch::{ModelIx, PoolCounts, PoolIx, PoolSpec};
-use crate::types::{HttpUrl, Mono, NodeId, Origin, PoolId, PoolState};
+use crate::types::{EngineKind, HttpUrl, Mono, NodeId, Origin, PoolId, PoolState};
 
 use super::State;
 
@@ -31,6 +31,10 @@ pub struct PoolRoute {
     pub slots_total: u32,
     /// Context of one slot, in tokens.
     pub n_ctx: Option<u64>,
+    /// Its engine, such as `llamacpp`.
+    pub engine: Option<String>,
+    /// The engine's build.
+    pub engine_version: Option<String>,
     /// What the engine is doing.
     pub state: PoolState,
 }
@@ -46,6 +50,8 @@ pub struct Upstream {
     pub origin: Origin,
     /// Behind its node's own agent: it may be shown the token.
     pub trusted: bool,
+    /// Its engine is llama.cpp's.
+    pub is_llamacpp: bool,
     pub(super) ix: PoolIx,
     /// Tells the requests that run there to end.
     pub(super) end: Arc<Notify>,
@@ -163,10 +169,12 @@ impl Directory {
                 suspect: route.suspect,
                 slots_total: route.slots_total,
             };
+            let is_llamacpp = route.engine.as_deref() == Some(EngineKind::LlamaCpp.as_str());
             let same = old.iter().position(|e| {
                 e.upstream.pool_id == route.pool_id
                     && e.upstream.url == route.url
                     && e.upstream.trusted == route.trusted
+                    && e.upstream.is_llamacpp == is_llamacpp
             });
             let upstream = if let Some(at) = same {
                 let entry = old.swap_remove(at);
@@ -180,6 +188,7 @@ impl Directory {
                     pool_id: route.pool_id.clone(),
                     origin: route.url.origin(),
                     trusted: route.trusted,
+                    is_llamacpp,
                     ix,
                     end: Arc::default(),
                     url: route.url.clone(),

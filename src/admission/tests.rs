@@ -23,6 +23,8 @@ fn route(pool: &str, slots: u32) -> PoolRoute {
         suspect: false,
         slots_total: slots,
         n_ctx: Some(2048),
+        engine: Some("llamacpp".into()),
+        engine_version: None,
         state: PoolState::Ready,
     }
 }

@@ -577,6 +577,8 @@ fn routes(node: &Node) -> Vec<PoolRoute> {
                 suspect: node.suspect(),
                 slots_total: pool.slots_total.unwrap_or(1),
                 n_ctx: pool.n_ctx,
+                engine: pool.engine.clone(),
+                engine_version: pool.engine_version.clone(),
                 state: pool.state,
             })
         })
