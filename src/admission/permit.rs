@@ -40,7 +40,7 @@ pub struct Permit {
     end: Option<EndSignal>,
 }
 
-/// Is ready when a request is to end because its node is emptied.
+/// Is ready when a request is to end because its node is emptied, or because the process is.
 pub type EndSignal = Pin<Box<OwnedNotified>>;
 
 impl Permit {
@@ -98,10 +98,17 @@ impl Permit {
         self.admission.eject(self.grant.pool, failure);
     }
 
-    /// The pool serves the request: earlier failures are forgotten.
+    /// The engine refused the request because it is busy, and nothing of it is there any more: nothing new goes there for
+    /// as long as it asked for, or for a second and longer each time.
+    pub fn busy(&mut self, retry_after: Option<Millis>) {
+        self.phase = Phase::Done;
+        self.admission.pause(self.grant.pool, retry_after);
+    }
+
+    /// The pool serves the request: earlier failures and refusals are forgotten.
     pub fn served(&mut self) {
         if self.grant.probe {
-            self.admission.vindicate(self.grant.pool);
+            self.admission.vindicate(self.grant);
         }
     }
 
@@ -115,6 +122,18 @@ impl Permit {
     /// The answer has ended, or the connection broke: the engine has finished with it.
     pub fn done(&mut self) {
         self.phase = Phase::Done;
+    }
+
+    /// Whether the engine has finished with it.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.phase == Phase::Done
+    }
+
+    /// Whether it is to end because the process does, and not because its node is emptied.
+    #[must_use]
+    pub fn is_shutdown(&self) -> bool {
+        self.admission.has_ended()
     }
 }
 

@@ -48,6 +48,7 @@ fn start_with(settings: Settings, slots: u32) -> (Arc<Admission>, Ask) {
             model,
             weight: 1,
             bytes: 1,
+            min_ctx: 0,
             turn: None,
             avoid: None,
         },

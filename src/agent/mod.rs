@@ -131,7 +131,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
         quiet: Notify::new(),
         pools: ArcSwap::default(),
         report: ArcSwap::new(Arc::clone(&inventory.borrow())),
-        relayed: Relayed::new(&proxy::refusals()),
+        relayed: Relayed::new(&proxy::refusals(), &[]),
         about: About {
             profile: "agent",
             started_at: clock.wall(),

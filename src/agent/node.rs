@@ -16,7 +16,7 @@ use crate::client::{Client, ClientError};
 use crate::clock::Clock;
 use crate::engines::{self, Engine, Event, Reading, Watched};
 use crate::random;
-use crate::relay::Vitals;
+use crate::relay::{Peer, Vitals};
 use crate::types::{
     DrainAck, ErrorCode, HeartbeatRequest, HttpUrl, PoolId, PoolStatus, RegisterRequest, UrlError,
     VERSION, millis,
@@ -125,7 +125,9 @@ impl Node {
                 let hung_after = self.settings.hung_after;
                 let door = Door {
                     pool_id: engine.pool_id.clone(),
-                    vitals: vitals.unwrap_or_else(|| Vitals::new(origin.clone(), hung_after)),
+                    vitals: vitals.unwrap_or_else(|| {
+                        Vitals::new(origin.clone(), Peer::Engine, hung_after, None)
+                    }),
                     origin,
                     key: engine.key.clone(),
                     in_flight: Arc::clone(in_flight),

@@ -25,7 +25,7 @@ use crate::auth::{API_KEY, Area, Guard};
 use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Answer, Handler};
 use crate::metrics::{self, About, GpuSample, Host, Phase, Relayed, UNKNOWN_MODEL};
-use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError, Vitals};
+use crate::relay::{self, End, Load, Outgoing, Peer, RelayBody, SendError, Vitals};
 use crate::types::{NodeId, Origin, PoolId, PoolStatus, REFUSED_HEADER, VERSION, VERSION_HEADER};
 
 use super::inventory::Report;
@@ -163,7 +163,7 @@ impl Load for Carried {
         }
     }
 
-    fn done(&mut self) {
+    fn done(&mut self, _: End) {
         if let Some(tally) = self.tally.take() {
             self.shared
                 .relayed

@@ -22,7 +22,7 @@ use super::Api;
 pub(super) async fn show(State(api): State<Api>) -> impl IntoResponse {
     let control = api.control.scrape(api.profile.as_str());
     let kind = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)];
-    (kind, metrics::expose(&[&control]))
+    (kind, metrics::expose(&[&control, &api.relayed.registry()]))
 }
 
 /// Counts the calls of agents by their outcome, whoever refuses them: the one place where that happens.

@@ -29,6 +29,7 @@ use crate::auth::{Area, Denied, Guard};
 use crate::clock::Clock;
 use crate::control::{Catalog, Control};
 use crate::listen;
+use crate::metrics::Relayed;
 use crate::types::{Availability, ErrorCode, NodeId, PoolList, VERSION, Version, millis};
 
 use openapi::Guarded;
@@ -86,6 +87,8 @@ pub struct Api {
     pub readiness: Arc<Readiness>,
     /// Who is let in.
     pub guard: Guard,
+    /// What the gateway counts.
+    pub relayed: Relayed,
 }
 
 impl Api {

@@ -3,12 +3,9 @@
 //! Invariants: as for every other value, flags and files carry a unit (`64MiB`) and variables a bare number of bytes.
 //! Called by the definition of the command line, next door.
 
-use std::ffi::OsStr;
+use clap::builder::TypedValueParser;
 
-use clap::builder::{PossibleValue, TypedValueParser};
-use clap::parser::ValueSource;
-
-use super::value::Reader;
+use super::value::{Reader, Word};
 
 /// Units of a size, largest first.
 const UNITS: [(&str, u64); 4] = [
@@ -18,7 +15,7 @@ const UNITS: [(&str, u64); 4] = [
     ("B", 1),
 ];
 /// What `--admission-policy` takes.
-const POLICIES: [(&str, AdmissionPolicy, &str); 2] = [
+pub(super) const POLICIES: &[Word<AdmissionPolicy>] = &[
     (
         "reject",
         AdmissionPolicy::Reject,
@@ -88,48 +85,6 @@ fn read_size(text: &str, from_env: bool, max: ByteSize) -> Result<ByteSize, Stri
 /// Reads a size from 0 to `max`.
 pub(super) fn size(max: ByteSize) -> impl TypedValueParser<Value = ByteSize> {
     Reader(move |text: &str, from_env| read_size(text, from_env, max))
-}
-
-/// Reads a policy, and tells completions which there are.
-#[derive(Clone)]
-pub(super) struct PolicyParser;
-
-impl TypedValueParser for PolicyParser {
-    type Value = AdmissionPolicy;
-
-    fn parse_ref(
-        &self,
-        cmd: &clap::Command,
-        arg: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> Result<AdmissionPolicy, clap::Error> {
-        self.parse_ref_(cmd, arg, value, ValueSource::CommandLine)
-    }
-
-    fn parse_ref_(
-        &self,
-        cmd: &clap::Command,
-        arg: Option<&clap::Arg>,
-        value: &OsStr,
-        source: ValueSource,
-    ) -> Result<AdmissionPolicy, clap::Error> {
-        Reader(|text: &str, _| {
-            POLICIES
-                .into_iter()
-                .find(|(name, ..)| *name == text)
-                .map(|(_, policy, _)| policy)
-                .ok_or_else(|| "must be reject or drop-lru".to_owned())
-        })
-        .parse_ref_(cmd, arg, value, source)
-    }
-
-    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(
-            POLICIES
-                .into_iter()
-                .map(|(name, _, help)| PossibleValue::new(name).help(help)),
-        ))
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::value::{Unit, address, duration, label_map};
 use super::{
-    DAY, EngineArg, EngineSpec, HOUR, Label, ListenerArgs, MachineId, RUNTIME_DIR, UsageError,
+    DAY, EngineArg, EngineSpec, HungArgs, Label, ListenerArgs, MachineId, RUNTIME_DIR, UsageError,
     name_engines,
 };
 use crate::types::{HttpUrl, NodeId};
@@ -50,15 +50,9 @@ pub struct AgentArgs {
     #[arg(long, value_name = "URL")]
     pub advertise: Option<HttpUrl>,
 
-    /// How long an engine may answer nothing at all before its streams are ended (1s to 1h)
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "ORCHD_HUNG_AFTER_MS",
-        default_value = "30s",
-        value_parser = duration(Unit::Millis, Duration::from_secs(1), HOUR)
-    )]
-    pub hung_after: Duration,
+    /// When an engine is given up.
+    #[command(flatten)]
+    pub hung: HungArgs,
 
     /// How long running requests may go on after a stop signal (0s to 24h)
     #[arg(

@@ -14,6 +14,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 mod admission;
 mod agent;
 mod config;
+mod gateway;
 mod nodes;
 mod pools;
 mod security;
@@ -26,6 +27,7 @@ pub use agent::{AGENT_LISTENS, AgentArgs, HostArgs, ProbeArgs, ProbeFormat};
 pub use config::{
     ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs, Process,
 };
+pub use gateway::{AccessLog, Assemble, GatewayArgs, HungArgs};
 pub use nodes::{
     DetailFormat, NodesCommand, NodesDrainArgs, NodesGetArgs, NodesListArgs, NodesRegisterArgs,
     NodesRemoveArgs, NodesUndrainArgs, NodesWaitArgs, OutputFormat, Selection, Wanted,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::admission::{AdmissionPolicy, ByteSize, PolicyParser, size};
-use super::value::{Unit, address, cloud, count, duration};
+use super::admission::{AdmissionPolicy, ByteSize, POLICIES, size};
+use super::gateway::{GatewayArgs, HungArgs};
+use super::value::{Unit, Words, address, cloud, count, duration};
 use super::{
     ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RUNTIME_DIR, UsageError,
     name_engines, show_duration,
@@ -189,7 +190,7 @@ pub struct ServeArgs {
         value_name = "POLICY",
         env = "ORCHD_ADMISSION_POLICY",
         default_value = "reject",
-        value_parser = PolicyParser,
+        value_parser = Words(POLICIES),
         help_heading = "Gateway"
     )]
     pub admission_policy: AdmissionPolicy,
@@ -215,6 +216,13 @@ pub struct ServeArgs {
         help_heading = "Gateway"
     )]
     pub no_pool_wait: Duration,
+
+    /// What it does with answers.
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+    /// When an engine is given up.
+    #[command(flatten, next_help_heading = "Gateway")]
+    pub hung: HungArgs,
 
     /// How long running requests may go on after a stop signal (0s to 24h)
     #[arg(

@@ -315,6 +315,56 @@ where
     }
 }
 
+/// A word that stands for a value, and what it means.
+pub(super) type Word<T> = (&'static str, T, &'static str);
+
+/// Reads one of a few words, and tells completions which there are.
+#[derive(Clone)]
+pub(super) struct Words<T: 'static>(pub(super) &'static [Word<T>]);
+
+impl<T: Copy + Send + Sync + 'static> TypedValueParser for Words<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        cmd: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        self.parse_ref_(cmd, arg, value, ValueSource::CommandLine)
+    }
+
+    fn parse_ref_(
+        &self,
+        cmd: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+        source: ValueSource,
+    ) -> Result<T, clap::Error> {
+        let words = self.0;
+        let accepted = || {
+            let names: Vec<&str> = words.iter().map(|(name, ..)| *name).collect();
+            match names.split_last() {
+                Some((last, [])) => format!("must be {last}"),
+                Some((last, others)) => format!("must be {} or {last}", others.join(", ")),
+                None => "takes no value".to_owned(),
+            }
+        };
+        Reader(move |text: &str, _| {
+            let found = words.iter().find(|(name, ..)| *name == text);
+            found.map(|(_, value, _)| *value).ok_or_else(accepted)
+        })
+        .parse_ref_(cmd, arg, value, source)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let words = self.0.iter();
+        Some(Box::new(
+            words.map(|(name, _, help)| PossibleValue::new(name).help(*help)),
+        ))
+    }
+}
+
 pub(super) fn duration(
     unit: Unit,
     min: Duration,

@@ -47,7 +47,7 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
             .collect(),
         runtime_dir: args.host.runtime_dir,
         gpu_fixture: args.host.gpu_fixture,
-        hung_after: args.hung_after,
+        hung_after: args.hung.hung_after,
         shutdown_grace: args.shutdown_grace,
     };
     let name = settings.node_id.clone();

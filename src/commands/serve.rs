@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tracing::warn;
 
-use crate::cli::{AdmissionPolicy, ConnectArgs, ServeArgs};
+use crate::cli::{AccessLog, AdmissionPolicy, Assemble, ConnectArgs, ServeArgs};
 use crate::engines::Engine;
 use crate::server::{self, ServeError, Setup};
 use crate::types::millis;
-use crate::{admission, control};
+use crate::{admission, control, gateway};
 
 use super::door;
 use super::failure::Exit;
@@ -112,6 +112,16 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
         max_connections: door::max_connections(&args.listener),
         control,
         admission,
+        gateway: gateway::Settings {
+            assemble: args.gateway.assemble == Assemble::On,
+            sse_commit: args.gateway.sse_commit,
+            hung_after: args.hung.hung_after,
+            access_log: match args.gateway.access_log {
+                AccessLog::Off => gateway::AccessLog::Off,
+                AccessLog::On => gateway::AccessLog::On,
+                AccessLog::Sampled => gateway::AccessLog::Sampled,
+            },
+        },
         shutdown_grace: args.shutdown_grace,
     })
 }

@@ -2,7 +2,7 @@
 
 use prometheus_client::registry::Registry;
 
-use crate::metrics::{self, About, Counters, DrainStep, Fleet, NodeSample};
+use crate::metrics::{self, About, Counters, DrainStep, Fleet, NodeSample, PoolSample};
 use crate::registry::{Drain, Node};
 use crate::types::NodeId;
 
@@ -48,6 +48,18 @@ impl Control {
             }
         }
         fleet.nodes.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+        self.admission.each_pool(|upstream, counts| {
+            fleet.pools.push(PoolSample {
+                node_id: upstream.node_id.clone(),
+                pool_id: upstream.pool_id.clone(),
+                in_flight: counts.running,
+                quarantined: counts.quarantined,
+                ejections: counts.ejections,
+            });
+        });
+        fleet.pools.sort_unstable();
+        fleet.waiting = self.admission.waiting_by_model();
+        fleet.waiting.sort_unstable();
         fleet
     }
 

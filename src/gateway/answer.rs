@@ -3,21 +3,28 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use serde_json::{Value, json};
+use tokio::time::{Instant, Sleep, sleep};
 use tracing::info;
 
-use crate::admission::{EndSignal, ModelView};
 use crate::listen::Answer;
 use crate::relay::{Broken, RelayBody};
-use crate::types::UnixMs;
 
+use super::GatewayError;
+use super::dialect::{Dialect, InBand};
 use super::error::DRAIN_DEADLINE;
-use super::{Carried, GatewayError};
+use super::exchange::{Carried, Failed, Reply, Whole};
+use super::record::Record;
+
+/// How often a client that waits for its stream is told that it is still wanted (contract §3).
+const PING_EVERY: Duration = Duration::from_secs(15);
+/// A comment of a stream of events, which clients pass over.
+const PING: &[u8] = b": ping\n\n";
 
 /// An answer under `/v1`: one of ours, or an engine's as it comes.
 pub struct GatewayBody(Kind);
@@ -31,18 +38,35 @@ enum Kind {
     Relayed(Relayed),
 }
 
-/// An engine's answer.
+/// What a stream that was begun before its engine answered waits for.
+pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Reply, Failed>> + Send>>;
+
+/// Where an answer's bytes come from.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one allocation less for each request that is relayed"
+)]
+enum Source {
+    /// Nowhere yet: the request waits for a slot, a load or a prefill.
+    Pending(Pending),
+    /// Its engine.
+    Engine(RelayBody<Carried>),
+    /// There are no more: the upstream is closed and its slots are given back, whatever the client reads.
+    Over,
+}
+
+/// An answer that comes piece by piece.
 struct Relayed {
-    /// `None` once it was cut short: its upstream is closed and its slots are given back, whatever the client reads.
-    body: Option<RelayBody<Carried>>,
-    /// Is ready when the answer is to end.
-    end: Option<EndSignal>,
+    source: Source,
     /// How a broken stream is told in-band; `None` when it cannot be.
     dialect: Option<Dialect>,
     /// Whether what was passed on so far ends an event.
     at_boundary: bool,
-    /// What the client is still to hear of one that was cut short.
-    last: Option<Result<Bytes, AnswerError>>,
+    /// Something was passed on since the client was last looked after.
+    moved: bool,
+    ping: Option<Pin<Box<Sleep>>>,
+    /// What the client is to hear next, before anything from the source.
+    next: Option<Result<Bytes, AnswerError>>,
 }
 
 /// Why an answer breaks off. The connection breaks with it, so that nobody takes what came for all of it.
@@ -50,50 +74,38 @@ struct Relayed {
 pub enum AnswerError {
     /// The engine's side broke.
     #[error(transparent)]
-    Upstream(#[from] Broken),
+    Upstream(Broken),
     /// Its node is being emptied, and the time for that is over.
     #[error("{DRAIN_DEADLINE}")]
     DrainDeadline,
+    /// The process is stopping, and the time for that is over.
+    #[error("{SHUTTING_DOWN}")]
+    ShuttingDown,
 }
 
-/// How an endpoint's streams carry an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dialect {
-    /// Chat and completions: `data: {"error":{…}}`.
-    OpenAi,
-    /// `/v1/responses`: `event: error` with the error's own fields.
-    Responses,
-    /// `/v1/messages`: `event: error` with an error object.
-    Messages,
-}
+const ENGINE_LOST: &str = "the engine was lost while it answered; what came before is incomplete";
+const SHUTTING_DOWN: &str =
+    "the server is stopping, and its time for running requests is over; send the request again";
 
-impl Dialect {
-    fn of(path: &str) -> Self {
-        match path {
-            _ if path.starts_with("/v1/responses") => Self::Responses,
-            _ if path.starts_with("/v1/messages") => Self::Messages,
-            _ => Self::OpenAi,
+impl AnswerError {
+    fn of(broken: Broken, carried: &Carried) -> Self {
+        match broken {
+            Broken::Ended if carried.is_shutdown() => Self::ShuttingDown,
+            Broken::Ended => Self::DrainDeadline,
+            broken => Self::Upstream(broken),
         }
     }
 
-    fn event(self, message: &str, code: &str) -> String {
-        match self {
-            Self::OpenAi => format!(
-                "data: {}",
-                GatewayError::body(message, "server_error", code, None)
-            ),
-            Self::Responses => {
-                let event =
-                    json!({"type": "error", "code": code, "message": message, "param": null});
-                format!("event: error\ndata: {event}")
-            }
-            Self::Messages => {
-                let error = json!({"type": "api_error", "message": message, "code": code});
-                format!(
-                    "event: error\ndata: {}",
-                    json!({"type": "error", "error": error})
-                )
-            }
+    fn in_band(&self) -> InBand<'static> {
+        let (message, code) = match self {
+            Self::Upstream(_) => (ENGINE_LOST, "worker_reset"),
+            Self::DrainDeadline => (DRAIN_DEADLINE, "drain_deadline"),
+            Self::ShuttingDown => (SHUTTING_DOWN, "shutting_down"),
+        };
+        InBand {
+            message,
+            kind: "server_error",
+            code,
         }
     }
 }
@@ -103,54 +115,83 @@ impl GatewayBody {
         Self(Kind::Whole(bytes.into()))
     }
 
-    pub(super) fn relayed(
-        body: RelayBody<Carried>,
-        end: Option<EndSignal>,
-        is_stream: bool,
-        path: &str,
-    ) -> Self {
+    /// An engine's answer; `dialect` is that of a stream of events.
+    pub(super) fn relayed(body: RelayBody<Carried>, dialect: Option<Dialect>) -> Self {
         Self(Kind::Relayed(Relayed {
-            body: Some(body),
-            end,
-            dialect: is_stream.then(|| Dialect::of(path)),
+            source: Source::Engine(body),
+            dialect,
             at_boundary: true,
-            last: None,
+            moved: true,
+            ping: None,
+            next: None,
+        }))
+    }
+
+    /// A stream whose engine has not answered yet: its client hears at once that it is being worked on.
+    pub(super) fn pending(pending: Pending, dialect: Dialect) -> Self {
+        Self(Kind::Relayed(Relayed {
+            source: Source::Pending(pending),
+            dialect: Some(dialect),
+            at_boundary: true,
+            moved: false,
+            ping: None,
+            next: Some(Ok(Bytes::from_static(PING))),
         }))
     }
 }
 
-const ENGINE_LOST: &str = "the engine was lost while it answered; what came before is incomplete";
-
-/// The last event of a stream that ends before its answer does.
-fn in_band(dialect: Dialect, at_boundary: bool, message: &str, code: &str) -> Bytes {
-    // An event that was cut off cannot be taken back; an empty line at least ends it.
-    let gap = if at_boundary { "" } else { "\n\n" };
-    format!("{gap}{}\n\n", dialect.event(message, code)).into()
-}
-
 impl Relayed {
-    /// Ends it when that is asked for.
-    fn poll_end(&mut self, cx: &mut Context<'_>) {
-        let asked = match &mut self.end {
-            Some(signal) => signal.as_mut().poll(cx).is_ready(),
-            None => false,
-        };
-        if asked {
-            self.cut(AnswerError::DrainDeadline);
+    /// The engine has answered, or nobody will.
+    fn begin(&mut self, reply: Result<Reply, Failed>) {
+        let dialect = self.dialect.unwrap_or(Dialect::OpenAi);
+        self.source = Source::Over;
+        match reply {
+            Ok(Reply::Coming { mut body, .. }) => {
+                body.load_mut().answers(StatusCode::OK);
+                self.source = Source::Engine(body);
+            }
+            Ok(Reply::Whole(whole)) => {
+                let Whole {
+                    parts,
+                    bytes,
+                    mut record,
+                } = whole;
+                record.answers(StatusCode::OK);
+                // Its status came too late for the client, not for the record.
+                if !parts.status.is_success() {
+                    record.cut("engine_error");
+                }
+                self.next = Some(Ok(dialect.answer(parts.status, &bytes)));
+            }
+            Err(Failed { error, mut record }) => {
+                self.next = Some(Ok(refuse(dialect, &error, &mut record)));
+            }
         }
     }
 
-    fn cut(&mut self, why: AnswerError) {
-        self.end = None;
-        let Some(body) = self.body.take() else { return };
-        let upstream = body.load().0.upstream();
-        info!(node_id = %upstream.node_id, pool_id = %upstream.pool_id, %why, "an answer was cut short");
-        let (message, code) = match why {
-            AnswerError::Upstream(_) => (ENGINE_LOST, "worker_reset"),
-            AnswerError::DrainDeadline => (DRAIN_DEADLINE, "drain_deadline"),
+    /// The engine's answer breaks off.
+    fn cut(&mut self, broken: Broken) {
+        let Source::Engine(mut body) = std::mem::replace(&mut self.source, Source::Over) else {
+            return;
         };
-        self.last = Some(match self.dialect {
-            Some(dialect) => Ok(in_band(dialect, self.at_boundary, message, code)),
+        let carried = body.load_mut();
+        let why = AnswerError::of(broken, carried);
+        let error = why.in_band();
+        carried.cut(error.code);
+        if let Some(outlet) = carried.record().outlet() {
+            let (node_id, pool_id) = (&outlet.upstream.node_id, &outlet.upstream.pool_id);
+            info!(%node_id, %pool_id, %why, "an answer was cut short");
+        }
+        self.next = Some(match self.dialect {
+            Some(dialect) => {
+                let event = dialect.error(error);
+                // An event that was cut off cannot be taken back; an empty line at least ends it.
+                Ok(if self.at_boundary {
+                    event
+                } else {
+                    [b"\n\n", &*event].concat().into()
+                })
+            }
             None => Err(why),
         });
     }
@@ -159,37 +200,95 @@ impl Relayed {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        self.poll_end(cx);
-        if let Some(body) = &mut self.body {
-            match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.at_boundary = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+        loop {
+            if let Some(next) = self.next.take() {
+                return Poll::Ready(Some(next.map(Frame::data)));
+            }
+            match &mut self.source {
+                Source::Pending(pending) => match pending.as_mut().poll(cx) {
+                    Poll::Ready(reply) => self.begin(reply),
+                    Poll::Pending => ready!(self.poll_ping(cx)),
+                },
+                Source::Engine(body) => match Pin::new(body).poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        if let Some(data) = frame.data_ref() {
+                            self.at_boundary =
+                                data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+                            self.moved = true;
+                        }
+                        return Poll::Ready(Some(Ok(frame)));
                     }
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Some(Err(e)) => self.cut(e.into()),
-                None => return Poll::Ready(None),
+                    Poll::Ready(Some(Err(broken))) => self.cut(broken),
+                    Poll::Ready(None) => self.source = Source::Over,
+                    Poll::Pending => ready!(self.poll_ping(cx)),
+                },
+                Source::Over => return Poll::Ready(None),
             }
         }
-        Poll::Ready(self.last.take().map(|last| last.map(Frame::data)))
+    }
+
+    /// Sends a comment when nothing else was sent for a while. Not within an event, and not into what is no stream.
+    fn poll_ping(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.dialect.is_none() {
+            return Poll::Pending;
+        }
+        let ping = (self.ping).get_or_insert_with(|| Box::pin(sleep(PING_EVERY)));
+        loop {
+            ready!(ping.as_mut().poll(cx));
+            ping.as_mut().reset(Instant::now() + PING_EVERY);
+            if !std::mem::take(&mut self.moved) && self.at_boundary {
+                self.next = Some(Ok(Bytes::from_static(PING)));
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Looks after an answer whose client does not read.
+    fn poll_unread(&mut self, cx: &mut Context<'_>) {
+        match &mut self.source {
+            Source::Pending(pending) if self.next.is_none() => {
+                if let Poll::Ready(reply) = pending.as_mut().poll(cx) {
+                    self.begin(reply);
+                }
+            }
+            Source::Engine(body) => {
+                if let Poll::Ready(broken) = body.poll_over(cx) {
+                    self.cut(broken);
+                }
+            }
+            Source::Pending(_) | Source::Over => {}
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.body {
-            Some(body) => body.is_end_stream(),
-            None => self.last.is_none(),
-        }
+        self.next.is_none()
+            && match &self.source {
+                Source::Pending(_) => false,
+                Source::Engine(body) => body.is_end_stream(),
+                Source::Over => true,
+            }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match (&self.body, &self.last) {
-            (Some(body), _) => body.size_hint(),
-            (None, Some(Ok(event))) => SizeHint::with_exact(event.len() as u64),
-            (None, Some(Err(_))) => SizeHint::new(),
-            (None, None) => SizeHint::with_exact(0),
+        match (&self.source, self.dialect) {
+            // What is ours may be put in between.
+            (_, Some(_)) => SizeHint::new(),
+            (Source::Engine(body), None) => body.size_hint(),
+            (Source::Pending(_) | Source::Over, None) => SizeHint::with_exact(0),
         }
     }
+}
+
+/// The last event of a stream that is refused after it began.
+fn refuse(dialect: Dialect, error: &GatewayError, record: &mut Record) -> Bytes {
+    let (status, kind, code) = error.table();
+    record.answers(StatusCode::OK);
+    record.refused(status, code);
+    dialect.error(InBand {
+        message: &error.to_string(),
+        kind,
+        code,
+    })
 }
 
 impl Body for GatewayBody {
@@ -226,49 +325,15 @@ impl Body for GatewayBody {
 impl Answer for GatewayBody {
     fn poll_unread(&mut self, cx: &mut Context<'_>) {
         if let Kind::Relayed(relayed) = &mut self.0 {
-            relayed.poll_end(cx);
+            relayed.poll_unread(cx);
         }
     }
 }
 
-pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+pub(super) fn is_event_stream(status: StatusCode, headers: &HeaderMap) -> bool {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
-}
-
-fn json_response(value: &Value) -> Response<GatewayBody> {
-    let mut response = Response::new(GatewayBody::whole(value.to_string().into()));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    response
-}
-
-fn describe(model: &ModelView, since: UnixMs) -> Value {
-    json!({
-        "id": &*model.id,
-        "object": "model",
-        "created": since.0 / 1_000,
-        "owned_by": "orchd",
-        "meta": {
-            "n_ctx": model.n_ctx.map(|(least, _)| least),
-            "n_ctx_max": model.n_ctx.map(|(_, most)| most),
-            "slots": model.slots,
-            "state": model.state.as_str(),
-        },
-    })
-}
-
-/// `GET /v1/models`.
-pub(super) fn models(models: &[ModelView], since: UnixMs) -> Response<GatewayBody> {
-    let data: Vec<Value> = models.iter().map(|model| describe(model, since)).collect();
-    json_response(&json!({"object": "list", "data": data}))
-}
-
-/// `GET /v1/models/{id}`.
-pub(super) fn model(model: &ModelView, since: UnixMs) -> Response<GatewayBody> {
-    json_response(&describe(model, since))
+    status.is_success()
+        && kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
 }

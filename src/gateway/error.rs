@@ -87,8 +87,28 @@ fn list(known: &[Arc<str>]) -> String {
 }
 
 impl GatewayError {
+    /// Every code of the table, for metrics.
+    pub(super) const CODES: [&str; 16] = [
+        "invalid_json",
+        "request_too_large",
+        "incomplete_body",
+        "invalid_model",
+        "missing_model",
+        "model_not_found",
+        "method_not_allowed",
+        "forbidden",
+        "invalid_api_key",
+        "queue_full",
+        "queue_dropped",
+        "queue_timeout",
+        "no_ready_pool",
+        "shutting_down",
+        "upstream_failed",
+        "drain_deadline",
+    ];
+
     /// Status, OpenAI's `type`, and our `code`.
-    fn table(&self) -> (StatusCode, &'static str, &'static str) {
+    pub(super) fn table(&self) -> (StatusCode, &'static str, &'static str) {
         let invalid = "invalid_request_error";
         match self {
             Self::NotJson { .. } => (StatusCode::BAD_REQUEST, invalid, "invalid_json"),

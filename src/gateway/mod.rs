@@ -6,37 +6,42 @@
 //! `/v1`.
 
 mod answer;
+mod dialect;
 mod error;
+mod exchange;
+mod models;
+mod outlet;
 mod peek;
+mod record;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use tracing::info;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 
-use crate::admission::{Admission, Ask, EndSignal, Failure, ModelIx, Permit, Upstream};
+use crate::admission::{Admission, ModelIx, Permit, Upstream};
 use crate::auth::{API_KEY, Area, Guard};
-use crate::clock::Clock;
 use crate::engines::EngineKeys;
 use crate::listen;
+use crate::metrics::{Meter, Relayed};
 use crate::random;
-use crate::relay::{self, Load, Outgoing, Peer, RelayBody, SendError};
-use crate::types::{LOCAL_NODE, Mono, REFUSED_HEADER, UnixMs, listed_model_id};
+use crate::relay::{self, Outgoing};
+use crate::types::{LOCAL_NODE, UnixMs, listed_model_id};
 
 pub use answer::GatewayBody;
 pub use error::GatewayError;
+pub use record::AccessLog;
 
+use dialect::Dialect;
+use exchange::{Exchange, Failed, Reply, Whole};
+use outlet::{Outlet, Outlets};
 use peek::Peek;
+use record::{Book, Record};
 
-/// Attempts in all: one and two retries (contract §3).
-const MAX_ATTEMPTS: u32 = 3;
 /// Names of models that a refusal lists.
 const NAMES_TOLD: usize = 20;
-/// Pauses before the same pool is tried again (contract §3).
-const SAME_POOL_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const NODE: HeaderName = HeaderName::from_static("x-orchd-node");
@@ -45,47 +50,61 @@ const QUEUE_MS: HeaderName = HeaderName::from_static("x-orchd-queue-ms");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-orchd-attempts");
 const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// What the gateway does with what it relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Non-streaming answers of llama.cpp are made to stream, and put together here.
+    pub assemble: bool,
+    /// How long a client that asked for a stream waits for its first byte.
+    pub sse_commit: Duration,
+    /// How long an engine may answer nothing at all before its streams are ended.
+    pub hung_after: Duration,
+    /// Which requests have a line in the log.
+    pub access_log: AccessLog,
+}
+
 /// The gateway of one process, shared by its serving threads.
 pub struct Gateway {
-    clock: Clock,
+    settings: Settings,
     admission: Arc<Admission>,
     guard: Guard,
     keys: Arc<EngineKeys>,
+    outlets: Outlets,
+    book: Arc<Book>,
+    /// By the numbers of the models.
+    meters: RwLock<Vec<Option<Arc<Meter>>>>,
     /// Tells this process's request ids from another's.
     prefix: String,
     requests: AtomicU64,
     started: UnixMs,
 }
 
-/// A permit as the relay carries it.
-struct Carried(Permit);
-
-impl Load for Carried {
-    fn answering(&mut self) {
-        self.0.answering();
-    }
-
-    fn done(&mut self) {
-        self.0.done();
-    }
+/// What a gateway counts, with every word that it has for it.
+#[must_use]
+pub fn relayed() -> Relayed {
+    Relayed::new(&GatewayError::CODES, &exchange::reasons())
 }
 
 impl Gateway {
-    /// A gateway over the pools that `admission` knows.
+    /// A gateway over the pools that `admission` knows, which counts in `relayed`.
     #[must_use]
     pub fn new(
-        clock: Clock,
+        started: UnixMs,
+        settings: Settings,
         admission: Arc<Admission>,
         guard: Guard,
         keys: Arc<EngineKeys>,
+        relayed: Relayed,
     ) -> Arc<Self> {
         let prefix = format!("req-{}", random::name());
-        let started = clock.wall();
         Arc::new(Self {
-            clock,
+            settings,
             admission,
             guard,
             keys,
+            outlets: Outlets::default(),
+            book: Book::new(relayed, settings.access_log),
+            meters: RwLock::default(),
             prefix,
             requests: AtomicU64::new(0),
             started,
@@ -93,48 +112,44 @@ impl Gateway {
     }
 
     /// Answers a request under `/v1`.
-    pub async fn handle<B>(&self, request: Request<B>) -> Response<GatewayBody>
+    pub async fn handle<B>(self: &Arc<Self>, request: Request<B>) -> Response<GatewayBody>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let id = self.request_id(request.headers());
-        let result = match self.guard.admit(request.headers(), Area::Models) {
-            Ok(()) => self.admitted(request, &id).await,
-            Err(denied) => {
-                listen::discard(request.into_body()).await;
-                Err(denied.into())
-            }
+        let path = request.uri().path();
+        let about_models = path == "/v1/models" || path.starts_with("/v1/models/");
+        let record = Box::new(Record::new(&self.book, id.clone()));
+        let mut response = if about_models {
+            self.about_models(request).await
+        } else {
+            self.relay(request, record).await
         };
-        let mut response = result.unwrap_or_else(|e| e.response());
         response.headers_mut().insert(REQUEST_ID, id);
         response
     }
 
-    async fn admitted<B>(
-        &self,
-        request: Request<B>,
-        id: &HeaderValue,
-    ) -> Result<Response<GatewayBody>, GatewayError>
+    async fn about_models<B>(&self, request: Request<B>) -> Response<GatewayBody>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let path = request.uri().path();
-        let about_models = path == "/v1/models" || path.starts_with("/v1/models/");
-        match *request.method() {
-            Method::GET | Method::HEAD if path == "/v1/models" => {
-                Ok(answer::models(&self.admission.models(), self.started))
+        let admitted = self.guard.admit(request.headers(), Area::Models);
+        let result = match (admitted, request.method()) {
+            (Ok(()), &Method::GET | &Method::HEAD) => {
+                return match request.uri().path().strip_prefix("/v1/models/") {
+                    None => models::models(&self.admission.models(), self.started),
+                    Some(id) => self.model(id),
+                };
             }
-            Method::GET | Method::HEAD if about_models => self.model(path),
-            Method::POST if !about_models => self.relay(request, id).await,
-            _ => {
-                listen::discard(request.into_body()).await;
-                Err(GatewayError::Method {
-                    allowed: if about_models { "GET, HEAD" } else { "POST" },
-                })
-            }
-        }
+            (Ok(()), _) => GatewayError::Method {
+                allowed: "GET, HEAD",
+            },
+            (Err(denied), _) => denied.into(),
+        };
+        listen::discard(request.into_body()).await;
+        result.response()
     }
 
     /// The client's own, else a new one: unique without a lookup, a lock or a random number per request.
@@ -147,16 +162,15 @@ impl Gateway {
             .expect("hexadecimal digits fit into a header")
     }
 
-    fn model(&self, path: &str) -> Result<Response<GatewayBody>, GatewayError> {
-        let id = path.strip_prefix("/v1/models/").unwrap_or_default();
+    fn model(&self, id: &str) -> Response<GatewayBody> {
         let wanted = percent_encoding::percent_decode_str(id).decode_utf8_lossy();
         let models = self.admission.models();
         match models
             .iter()
             .find(|model| *model.id == *listed_model_id(&wanted))
         {
-            Some(model) => Ok(answer::model(model, self.started)),
-            None => Err(self.unknown_model(&wanted)),
+            Some(model) => models::model(model, self.started),
+            None => self.unknown_model(&wanted).response(),
         }
     }
 
@@ -192,26 +206,94 @@ impl Gateway {
         }
     }
 
+    /// What is counted of a model.
+    fn meter(&self, ix: ModelIx) -> Option<Arc<Meter>> {
+        let at = ix.0 as usize;
+        let meters = self.meters.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(meter) = meters.get(at).and_then(Option::as_ref) {
+            return Some(Arc::clone(meter));
+        }
+        drop(meters);
+        let name = self.admission.model_name(ix)?;
+        let mut meters = self.meters.write().unwrap_or_else(PoisonError::into_inner);
+        if meters.len() <= at {
+            meters.resize(at + 1, None);
+        }
+        let meter = meters[at].get_or_insert_with(|| self.book.relayed.meter(&name));
+        Some(Arc::clone(meter))
+    }
+
+    fn outlet(&self, permit: &Permit) -> Arc<Outlet> {
+        let hung_after = self.settings.hung_after;
+        (self.outlets).of(
+            permit.pool(),
+            permit.upstream(),
+            &self.admission,
+            hung_after,
+        )
+    }
+
     async fn relay<B>(
-        &self,
+        self: &Arc<Self>,
         request: Request<B>,
-        id: &HeaderValue,
-    ) -> Result<Response<GatewayBody>, GatewayError>
+        mut record: Box<Record>,
+    ) -> Response<GatewayBody>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let (exchange, stream) = match self.read(request, &mut record).await {
+            Ok(read) => read,
+            Err(error) => return Failed { error, record }.into_response(),
+        };
+        let dialect = Dialect::of(&exchange.outgoing.path);
+        if !stream {
+            return respond(exchange.run(record).await, dialect);
+        }
+        let mut pending: answer::Pending = Box::pin(async move {
+            match exchange.run(record).await {
+                Ok(reply) => reply.into_stream().await,
+                failed => failed,
+            }
+        });
+        match tokio::time::timeout(self.settings.sse_commit, &mut pending).await {
+            Ok(reply) => respond(reply, dialect),
+            Err(_) => promised(GatewayBody::pending(pending, dialect)),
+        }
+    }
+
+    /// Reads a request: what is to be sent, and whether a stream is to come back.
+    async fn read<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        record: &mut Record,
+    ) -> Result<(Exchange, bool), GatewayError>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let admitted = self.guard.admit(request.headers(), Area::Models);
+        let refusal = match (admitted, request.method()) {
+            (Ok(()), &Method::POST) => None,
+            (Ok(()), _) => Some(GatewayError::Method { allowed: "POST" }),
+            (Err(denied), _) => Some(denied.into()),
+        };
+        if let Some(refusal) = refusal {
+            listen::discard(request.into_body()).await;
+            return Err(refusal);
+        }
         let (parts, body) = request.into_parts();
         let body = listen::collect(body, relay::MAX_BODY_BYTES, relay::BODY_IDLE).await?;
         let peek = Peek::read(&body)?;
         let model = self.resolve(peek.model.as_deref())?;
+        record.model(self.meter(model));
         let mut headers = parts.headers;
         relay::end_to_end(&mut headers);
         // Meant for this control plane, and nobody behind it.
         for name in [header::AUTHORIZATION, header::COOKIE, API_KEY] {
             headers.remove(name);
         }
-        headers.insert(REQUEST_ID, id.clone());
+        headers.insert(REQUEST_ID, record.id().clone());
         let path = parts
             .uri
             .path_and_query()
@@ -224,227 +306,78 @@ impl Gateway {
             body,
         };
         let exchange = Exchange {
-            gateway: self,
+            gateway: Arc::clone(self),
             outgoing,
             model,
             weight: peek.weight,
-            arrived: self.clock.now(),
         };
-        exchange.run().await
+        Ok((exchange, peek.stream))
     }
 }
 
-/// One request on its way: as many attempts as it takes.
-struct Exchange<'a> {
-    gateway: &'a Gateway,
-    outgoing: Outgoing,
-    model: ModelIx,
-    weight: u32,
-    arrived: Mono,
+impl Failed {
+    fn into_response(mut self) -> Response<GatewayBody> {
+        let (status, _, code) = self.error.table();
+        self.record.refused(status, code);
+        self.error.response()
+    }
 }
 
-impl Exchange<'_> {
-    async fn run(mut self) -> Result<Response<GatewayBody>, GatewayError> {
-        let mut ask = Ask {
-            model: self.model,
-            weight: self.weight,
-            bytes: self.outgoing.body.len() as u64,
-            turn: None,
-            avoid: None,
-        };
-        let mut queue_ms = 0;
-        let mut asked = self.arrived;
-        let mut attempt = 1;
-        // The last attempt met a kept connection that was just being closed: nothing to wait for.
-        let mut raced = false;
-        loop {
-            let mut permit = self.gateway.admission.acquire(ask).await?;
-            queue_ms += self.gateway.clock.now().since(asked);
-            if ask.avoid == Some(permit.pool()) && !raced {
-                tokio::time::sleep(SAME_POOL_PAUSES[(attempt as usize - 2).min(1)]).await;
+/// The answer as the client gets it.
+fn respond(reply: Result<Reply, Failed>, dialect: Dialect) -> Response<GatewayBody> {
+    match reply {
+        Ok(Reply::Coming {
+            mut parts,
+            mut body,
+        }) => {
+            let is_stream = answer::is_event_stream(parts.status, &parts.headers);
+            mark(&mut parts.headers, body.load().record());
+            if is_stream {
+                // Comments and errors of ours come on top.
+                parts.headers.remove(header::CONTENT_LENGTH);
+                (parts.headers).insert(NO_BUFFERING, HeaderValue::from_static("no"));
             }
-            ask.turn = Some(permit.turn());
-            ask.avoid = Some(permit.pool());
-            let upstream = Arc::clone(permit.upstream());
-            permit.sent();
-            let mut end = permit.end_signal();
-            match self.gateway.shown(&upstream) {
-                Some(bearer) => {
-                    self.outgoing.headers.insert(header::AUTHORIZATION, bearer);
-                }
-                None => drop(self.outgoing.headers.remove(header::AUTHORIZATION)),
-            }
-            let peer = if upstream.trusted {
-                Peer::Agent
-            } else {
-                Peer::Engine
-            };
-            let sent = tokio::select! {
-                biased;
-                () = ended(&mut end) => {
-                    let (node_id, pool_id) = (upstream.node_id.as_str(), upstream.pool_id.as_str());
-                    info!(node_id, pool_id, "a request was ended by a drain before it was answered");
-                    return Err(GatewayError::DrainDeadline);
-                }
-                sent = relay::send(&upstream.origin, peer, None, &self.outgoing, Carried(permit)) => sent,
-            };
-            let last = attempt == MAX_ATTEMPTS;
-            let fault = match sent {
-                Ok(response) => match judge(response) {
-                    Judged::Good(response) => {
-                        return Ok(self.answer(*response, end, queue_ms, attempt));
-                    }
-                    Judged::Fault { response, why } if last && !why.is_agents() => {
-                        return Ok(self.answer(*response, end, queue_ms, attempt));
-                    }
-                    Judged::Fault { why, .. } => why.to_string(),
-                },
-                Err((error, mut carried)) => {
-                    raced = matches!(error, SendError::Reset { kept: true, .. });
-                    match failure(&error) {
-                        Some(failure) => carried.0.failed(failure),
-                        None => carried.0.done(),
-                    }
-                    error.to_string()
-                }
-            };
-            let (node_id, pool_id) = (upstream.node_id.as_str(), upstream.pool_id.as_str());
-            info!(
-                node_id,
-                pool_id, attempt, fault, "a pool could not serve a request"
-            );
-            if last {
-                return Err(GatewayError::Upstream {
-                    detail: fault,
-                    attempts: attempt,
-                });
-            }
-            attempt += 1;
-            asked = self.gateway.clock.now();
+            body.load_mut().answers(parts.status);
+            Response::from_parts(
+                parts,
+                GatewayBody::relayed(body, is_stream.then_some(dialect)),
+            )
         }
-    }
-
-    fn answer(
-        &self,
-        response: Response<RelayBody<Carried>>,
-        end: Option<EndSignal>,
-        queue_ms: u64,
-        attempts: u32,
-    ) -> Response<GatewayBody> {
-        let (mut parts, body) = response.into_parts();
-        let upstream = Arc::clone(body.load().0.upstream());
-        relay::end_to_end(&mut parts.headers);
-        let is_stream = answer::is_event_stream(&parts.headers);
-        let headers = &mut parts.headers;
-        let name = |text: &str| {
-            HeaderValue::from_str(text).expect("ids have no characters that headers lack")
-        };
-        headers.insert(NODE, name(upstream.node_id.as_str()));
-        headers.insert(POOL, name(upstream.pool_id.as_str()));
-        headers.insert(QUEUE_MS, queue_ms.into());
-        headers.insert(ATTEMPTS, attempts.into());
-        if is_stream {
-            headers.insert(NO_BUFFERING, HeaderValue::from_static("no"));
+        Ok(Reply::Whole(whole)) => {
+            let Whole {
+                mut parts,
+                bytes,
+                mut record,
+            } = whole;
+            mark(&mut parts.headers, &record);
+            record.answers(parts.status);
+            Response::from_parts(parts, GatewayBody::whole(bytes))
         }
-        Response::from_parts(
-            parts,
-            GatewayBody::relayed(body, end, is_stream, &self.outgoing.path),
-        )
+        Err(failed) => failed.into_response(),
     }
 }
 
-/// Waits until the request is to end.
-async fn ended(end: &mut Option<EndSignal>) {
-    match end {
-        Some(end) => end.await,
-        None => std::future::pending().await,
+/// Where an answer was made, and what it took.
+fn mark(headers: &mut HeaderMap, record: &Record) {
+    if let Some(outlet) = record.outlet() {
+        headers.insert(NODE, outlet.node.clone());
+        headers.insert(POOL, outlet.pool.clone());
     }
+    headers.insert(QUEUE_MS, record.queue_ms().into());
+    headers.insert(ATTEMPTS, record.attempts.into());
 }
 
-/// What an answer says of its pool.
-enum Judged {
-    /// It is the client's, whatever it is.
-    Good(Box<Response<RelayBody<Carried>>>),
-    /// Another attempt may do better.
-    Fault {
-        /// The answer, in case none does.
-        response: Box<Response<RelayBody<Carried>>>,
-        why: Fault,
-    },
-}
-
-/// Why an answer is not yet the client's.
-enum Fault {
-    /// An agent's refusal, in its words; never the client's answer.
-    Agent(String),
-    /// The engine is busy or loading.
-    Busy(StatusCode),
-}
-
-impl Fault {
-    fn is_agents(&self) -> bool {
-        matches!(self, Self::Agent(_))
+/// A stream that has begun before anybody knows who will write it.
+fn promised(body: GatewayBody) -> Response<GatewayBody> {
+    let mut response = Response::new(body);
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+        (NO_BUFFERING, "no"),
+    ] {
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
     }
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Agent(code) => write!(f, "its agent refused: {code}"),
-            Self::Busy(status) => write!(f, "it answered {status}"),
-        }
-    }
-}
-
-/// 4xx and 501 say nothing of a pool, 429, 502 and 503 that it is busy; other 5xx are a failure, and the client's answer.
-fn judge(mut response: Response<RelayBody<Carried>>) -> Judged {
-    let status = response.status();
-    if let Some(code) = response.headers_mut().remove(REFUSED_HEADER) {
-        let code = String::from_utf8_lossy(code.as_bytes()).into_owned();
-        // A stopping agent and an unreachable engine are both gone for the moment.
-        response.body_mut().load_mut().0.failed(Failure::Refused);
-        return Judged::Fault {
-            response: Box::new(response),
-            why: Fault::Agent(code),
-        };
-    }
-    let permit = &mut response.body_mut().load_mut().0;
-    match status {
-        StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE => {
-            return Judged::Fault {
-                response: Box::new(response),
-                why: Fault::Busy(status),
-            };
-        }
-        StatusCode::NOT_IMPLEMENTED => permit.served(),
-        status if status.is_server_error() => permit.failed(Failure::Broken),
-        _ => permit.served(),
-    }
-    Judged::Good(Box::new(response))
-}
-
-/// What a missing answer says of its pool; `None` when the trouble is this process's own.
-fn failure(error: &SendError) -> Option<Failure> {
-    use std::io::ErrorKind::{
-        ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData, NetworkUnreachable,
-        TimedOut,
-    };
-    match error {
-        SendError::Connect { source, .. } => {
-            let theirs = [
-                ConnectionRefused,
-                ConnectionReset,
-                HostUnreachable,
-                NetworkUnreachable,
-                TimedOut,
-                // A certificate that cannot be trusted.
-                InvalidData,
-            ];
-            theirs.contains(&source.kind()).then_some(Failure::Refused)
-        }
-        SendError::Reset { kept: false, .. } | SendError::Died { .. } => Some(Failure::Broken),
-        SendError::Reset { kept: true, .. } | SendError::Request(_) => None,
-    }
+    response
 }

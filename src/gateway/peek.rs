@@ -16,6 +16,8 @@ struct Body<'a> {
     #[serde(borrow, default)]
     model: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    stream: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     n: Option<&'a RawValue>,
     /// llama.cpp's own name for `n`.
     #[serde(borrow, default)]
@@ -32,6 +34,8 @@ struct Body<'a> {
 pub(super) struct Peek {
     /// `None` when it names none.
     pub model: Option<String>,
+    /// It asks for a stream.
+    pub stream: bool,
     /// Slots it will take: `n` answers to each of its prompts.
     pub weight: u32,
 }
@@ -71,6 +75,7 @@ impl Peek {
             .map_or(1, |raw| prompts(raw.get()));
         Ok(Self {
             model,
+            stream: read.stream.is_some_and(|raw| raw.get() == "true"),
             weight: n.saturating_mul(prompts),
         })
     }

@@ -9,7 +9,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSe
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
-use crate::types::{DrainState, Millis, NodeId, NodeStatus, UnixMs, VERSION};
+use crate::types::{DrainState, Millis, NodeId, NodeStatus, PoolId, UnixMs, VERSION};
 
 use super::{Call, Counters, DrainStep, Outcome};
 
@@ -46,6 +46,25 @@ pub struct Fleet {
     pub drains: Vec<DrainState>,
     /// How many nodes a fleet hold keeps from going Offline; `None` without a hold.
     pub hold: Option<usize>,
+    /// What the gateway has at its pools, sorted by node and pool.
+    pub pools: Vec<PoolSample>,
+    /// Requests that wait, by model, sorted.
+    pub waiting: Vec<(Arc<str>, usize)>,
+}
+
+/// One pool as the gateway sees it at the moment of a scrape.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PoolSample {
+    /// Its node.
+    pub node_id: NodeId,
+    /// Its name within the node.
+    pub pool_id: PoolId,
+    /// Requests that run there.
+    pub in_flight: u32,
+    /// Slots of requests that were closed early and that the engine may still be working on.
+    pub quarantined: u32,
+    /// How often it was left out after a failure, since it was added.
+    pub ejections: u64,
 }
 
 /// Everything at once: counters and gauges of one scrape.
@@ -65,11 +84,11 @@ impl fmt::Debug for Scrape {
 type Label<'a, const N: usize = 1> = [(&'static str, &'a str); N];
 
 /// Writes one family of counters.
-fn counters<'a>(
+fn counters<'a, const N: usize>(
     to: &mut DescriptorEncoder,
     name: &str,
     help: &str,
-    samples: impl IntoIterator<Item = (Option<Label<'a>>, u64)>,
+    samples: impl IntoIterator<Item = (Option<Label<'a, N>>, u64)>,
 ) -> fmt::Result {
     let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (label, value) in samples {
@@ -218,6 +237,37 @@ impl Fleet {
             "How long ago the node was last heard; absent while it was not heard since this process started",
             Some(&Unit::Seconds),
             ages,
-        )
+        )?;
+        self.encode_gateway(to)
+    }
+
+    fn encode_gateway(&self, to: &mut DescriptorEncoder) -> fmt::Result {
+        let waiting = (self.waiting.iter())
+            .map(|(model, waiting)| (Some([("model", &**model)]), number(*waiting)));
+        let help = "Requests that wait for a slot";
+        gauges(to, "orchd_gateway_waiting", help, None, waiting)?;
+        let by_pool = |count: fn(&PoolSample) -> u64| {
+            self.pools
+                .iter()
+                .map(move |pool| (Some(pool.labels()), count(pool)))
+        };
+        let help = "Requests that run at the pool";
+        let in_flight = by_pool(|pool| u64::from(pool.in_flight));
+        gauges(to, "orchd_gateway_in_flight", help, None, in_flight)?;
+        let help = "Slots of requests that were closed early, until the engine shows them free";
+        let quarantined = by_pool(|pool| u64::from(pool.quarantined));
+        gauges(to, "orchd_gateway_quarantined", help, None, quarantined)?;
+        let help = "How often the pool was left out after a failure";
+        let ejections = by_pool(|pool| pool.ejections);
+        counters(to, "orchd_gateway_ejections", help, ejections)
+    }
+}
+
+impl PoolSample {
+    fn labels(&self) -> Label<'_, 2> {
+        [
+            ("node_id", self.node_id.as_str()),
+            ("pool_id", self.pool_id.as_str()),
+        ]
     }
 }

@@ -9,6 +9,7 @@ mod collect;
 mod host;
 mod outcome;
 mod relayed;
+mod tokens;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +18,11 @@ use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
-pub use collect::{About, Fleet, NodeSample};
+pub use collect::{About, Fleet, NodeSample, PoolSample};
 pub use host::{GpuSample, Host};
 pub use outcome::{Call, DrainStep, Outcome};
-pub use relayed::{Phase, Relayed, UNKNOWN_MODEL};
+pub use relayed::{Meter, Phase, Relayed, UNKNOWN_MODEL};
+pub use tokens::Tokens;
 
 /// What [`expose`] writes: OpenMetrics, which Prometheus asks for by this name.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -1,6 +1,7 @@
 //! What a relay to engines counts: the gateway's names, for whoever relays.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
@@ -15,10 +16,14 @@ pub const UNKNOWN_MODEL: &str = "unknown";
 const BOUNDS: [f64; 14] = [
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 ];
+/// Bounds for one token: from 1,000 a second to one that nobody would wait for.
+const TOKEN_BOUNDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 
 /// When a client left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// While it waited for a slot.
+    Queue,
     /// Before the engine's first bytes.
     Prefill,
     /// After them.
@@ -26,10 +31,13 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 2] = [Self::Prefill, Self::Stream];
+    const ALL: [Self; 3] = [Self::Queue, Self::Prefill, Self::Stream];
 
-    fn as_str(self) -> &'static str {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
+            Self::Queue => "queue",
             Self::Prefill => "prefill",
             Self::Stream => "stream",
         }
@@ -61,11 +69,11 @@ impl EncodeLabelSet for Answered {
 }
 
 #[derive(Debug, Clone)]
-struct Seconds;
+struct Seconds(&'static [f64]);
 
 impl MetricConstructor<Histogram> for Seconds {
     fn new_metric(&self) -> Histogram {
-        Histogram::new(BOUNDS)
+        Histogram::new(self.0.iter().copied())
     }
 }
 
@@ -76,27 +84,81 @@ type Histograms = Family<One, Histogram, Seconds>;
 pub struct Relayed {
     answered: Family<Answered, Counter>,
     rejected: Family<One, Counter>,
+    retries: Family<One, Counter>,
     cancelled: Family<One, Counter>,
+    queue: Histograms,
     first: Histograms,
+    token: Histograms,
     whole: Histograms,
 }
 
-impl Relayed {
-    /// Nothing so far. `reasons` are the words of all refusals, each of which has its series from the start.
+/// What is counted of one model. Made once for each, so that no request looks anything up by its name.
+#[derive(Debug)]
+pub struct Meter {
+    relayed: Relayed,
+    model: Arc<str>,
+    ok: Counter,
+    queue: Histogram,
+    first: Histogram,
+    token: Histogram,
+    whole: Histogram,
+}
+
+impl Meter {
+    /// The model, as the metrics call it.
     #[must_use]
-    pub fn new(reasons: &[&'static str]) -> Self {
+    pub fn model(&self) -> &Arc<str> {
+        &self.model
+    }
+
+    /// A request has its answer's status.
+    pub fn answered(&self, code: u16) {
+        if code == 200 {
+            self.ok.inc();
+        } else {
+            self.relayed.answered(&self.model, code);
+        }
+    }
+
+    /// A request was given a slot, after having waited so long for it in all.
+    pub fn waited(&self, so_long: Duration) {
+        self.queue.observe(so_long.as_secs_f64());
+    }
+
+    /// The first bytes of an answer are here, so long after the request.
+    pub fn began(&self, after: Duration) {
+        self.first.observe(after.as_secs_f64());
+    }
+
+    /// An answer has ended, so long after the request; `each` is what a token after the first took.
+    pub fn ended(&self, after: Duration, each: Option<Duration>) {
+        self.whole.observe(after.as_secs_f64());
+        if let Some(each) = each {
+            self.token.observe(each.as_secs_f64());
+        }
+    }
+}
+
+impl Relayed {
+    /// Nothing so far. `reasons` are the words of all refusals, `retries` those of what makes somebody try again: each has
+    /// its series from the start.
+    #[must_use]
+    pub fn new(reasons: &[&'static str], retries: &[&'static str]) -> Self {
+        let seconds = || Family::new_with_constructor(Seconds(&BOUNDS));
         let new = Self {
             answered: Family::default(),
             rejected: Family::default(),
+            retries: Family::default(),
             cancelled: Family::default(),
-            first: Family::new_with_constructor(Seconds),
-            whole: Family::new_with_constructor(Seconds),
+            queue: seconds(),
+            first: seconds(),
+            token: Family::new_with_constructor(Seconds(&TOKEN_BOUNDS)),
+            whole: seconds(),
         };
-        for &reason in reasons {
-            drop(
-                new.rejected
-                    .get_or_create(&One("reason", reason.to_owned())),
-            );
+        for (family, words) in [(&new.rejected, reasons), (&new.retries, retries)] {
+            for &word in words {
+                drop(family.get_or_create(&One("reason", word.to_owned())));
+            }
         }
         for phase in Phase::ALL {
             let phase = One("phase", phase.as_str().to_owned());
@@ -115,6 +177,31 @@ impl Relayed {
     pub fn rejected(&self, reason: &'static str) {
         let reason = One("reason", reason.to_owned());
         self.rejected.get_or_create(&reason).inc();
+    }
+
+    /// A request was tried again.
+    pub fn retried(&self, reason: &'static str) {
+        let reason = One("reason", reason.to_owned());
+        self.retries.get_or_create(&reason).inc();
+    }
+
+    /// What is counted of a model.
+    #[must_use]
+    pub fn meter(&self, model: &str) -> Arc<Meter> {
+        let label = One("model", model.to_owned());
+        let answered = Answered {
+            model: model.to_owned(),
+            code: 200,
+        };
+        Arc::new(Meter {
+            relayed: self.clone(),
+            model: model.into(),
+            ok: self.answered.get_or_create(&answered).clone(),
+            queue: self.queue.get_or_create(&label).clone(),
+            first: self.first.get_or_create(&label).clone(),
+            token: self.token.get_or_create(&label).clone(),
+            whole: self.whole.get_or_create(&label).clone(),
+        })
     }
 
     /// A client left.
@@ -150,8 +237,22 @@ impl Relayed {
         );
         let help = "Requests refused here, by the reason";
         registry.register("rejected", help, self.rejected.clone());
-        let help = "Requests whose client left, by what the engine was doing";
+        let help = "Requests that were tried again, by what had gone wrong";
+        registry.register("retries", help, self.retries.clone());
+        let help = "Requests whose client left, by what was being done for it";
         registry.register("cancelled", help, self.cancelled.clone());
+        registry.register_with_unit(
+            "queue",
+            "How long a request waited for a slot",
+            Unit::Seconds,
+            self.queue.clone(),
+        );
+        registry.register_with_unit(
+            "time_per_token",
+            "From one token of an answer to the next, on average over the answer",
+            Unit::Seconds,
+            self.token.clone(),
+        );
         registry.register_with_unit(
             "time_to_first_token",
             "From the request to the first bytes of its answer",

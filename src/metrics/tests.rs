@@ -1,5 +1,5 @@
 use super::*;
-use crate::types::{DrainState, NodeId, NodeStatus, UnixMs};
+use crate::types::{DrainState, NodeId, NodeStatus, PoolId, UnixMs};
 
 const ABOUT: About = About {
     profile: "cloud",
@@ -77,6 +77,14 @@ fn a_fleet_is_shown_as_it_is_at_the_scrape() {
         pools_available: 3,
         drains: vec![DrainState::Drained],
         hold: Some(7),
+        pools: vec![PoolSample {
+            node_id: NodeId::new("b").expect("good"),
+            pool_id: PoolId::new("p").expect("good"),
+            in_flight: 2,
+            quarantined: 1,
+            ejections: 4,
+        }],
+        waiting: vec![("m/\"1\"".into(), 5)],
     };
     let text = text(&Arc::default(), fleet);
     for (series, value) in [
@@ -96,6 +104,13 @@ fn a_fleet_is_shown_as_it_is_at_the_scrape() {
             "1.5",
         ),
         ("orchd_start_time_seconds", "1700000000.25"),
+        (r#"orchd_gateway_waiting{model="m/\"1\""}"#, "5"),
+        (r#"orchd_gateway_in_flight{node_id="b",pool_id="p"}"#, "2"),
+        (r#"orchd_gateway_quarantined{node_id="b",pool_id="p"}"#, "1"),
+        (
+            r#"orchd_gateway_ejections_total{node_id="b",pool_id="p"}"#,
+            "4",
+        ),
     ] {
         assert_eq!(sample(&text, series), Some(value), "{series} in\n{text}");
     }

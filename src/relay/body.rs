@@ -15,8 +15,26 @@ use super::vitals::{Died, Watched};
 pub trait Load: Send + Unpin + 'static {
     /// The first bytes of the answer are here.
     fn answering(&mut self);
-    /// The upstream has finished with the request: the answer has ended, or the connection broke.
-    fn done(&mut self);
+    /// So much of the answer has come.
+    fn passing(&mut self, bytes: &Bytes) {
+        let _ = bytes;
+    }
+    /// The upstream has finished with the request, or is lost.
+    fn done(&mut self, end: End);
+    /// Is ready when the exchange is to end although its upstream has not finished.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = cx;
+        Poll::Pending
+    }
+}
+
+/// How an exchange ended at its upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All of the answer is there.
+    Whole,
+    /// The connection broke, or the upstream was found dead.
+    Broken,
 }
 
 /// Why an answer breaks off.
@@ -28,6 +46,9 @@ pub enum Broken {
     /// The upstream was found dead.
     #[error(transparent)]
     Died(#[from] Died),
+    /// Whoever owns the exchange has ended it.
+    #[error("it was ended")]
+    Ended,
 }
 
 /// An upstream's answer. Its drop before the end closes the upstream connection.
@@ -39,7 +60,7 @@ pub struct RelayBody<L: Load> {
     load: L,
     ended: bool,
     /// What the client is still to hear.
-    died: Option<Died>,
+    broken: Option<Broken>,
 }
 
 impl<L: Load> RelayBody<L> {
@@ -51,7 +72,7 @@ impl<L: Load> RelayBody<L> {
             watched,
             load,
             ended: false,
-            died: None,
+            broken: None,
         }
     }
 
@@ -66,14 +87,26 @@ impl<L: Load> RelayBody<L> {
         Ok(())
     }
 
-    /// Looks whether the upstream has died, for a client that does not read: its connection is closed at once, and the
-    /// client hears of it when it reads on.
+    /// Looks whether the exchange is over, for a client that does not read: the upstream's connection is closed at once, and
+    /// the client hears of it when it reads on.
     pub fn poll_unread(&mut self, cx: &mut Context<'_>) {
-        if let Some(watched) = &self.watched
-            && let Poll::Ready(died) = watched.poll_died(cx)
-        {
-            self.broken();
-            self.died = Some(died);
+        if let Poll::Ready(why) = self.poll_over(cx) {
+            self.broken(&why);
+            self.broken = Some(why);
+        }
+    }
+
+    /// Whether to wait for more is in vain: the upstream has died, or the exchange is to end. To be dropped then.
+    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        if self.ended {
+            return Poll::Pending;
+        }
+        if self.load.poll_end(cx).is_ready() {
+            return Poll::Ready(Broken::Ended);
+        }
+        match &self.watched {
+            Some(watched) => watched.poll_died(cx).map(Broken::Died),
+            None => Poll::Pending,
         }
     }
 
@@ -87,8 +120,8 @@ impl<L: Load> RelayBody<L> {
         &mut self.load
     }
 
-    /// Ends the exchange and gives back what it carried.
-    pub(super) fn into_load(self) -> L {
+    /// Ends the exchange and gives back what it carried. The upstream connection is closed unless the answer has ended.
+    pub fn into_load(self) -> L {
         self.load
     }
 
@@ -97,21 +130,21 @@ impl<L: Load> RelayBody<L> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let frame = match (Pin::new(&mut self.incoming).poll_frame(cx), &self.watched) {
-            (Poll::Ready(frame), _) => frame.map(|frame| frame.map_err(Broken::Connection)),
-            (Poll::Pending, Some(watched)) => {
-                let died = ready!(watched.poll_died(cx));
-                Some(Err(Broken::Died(died)))
-            }
-            (Poll::Pending, None) => return Poll::Pending,
-        };
-        Poll::Ready(frame)
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(Broken::Connection))),
+            Poll::Pending => self.poll_over(cx).map(|why| Some(Err(why))),
+        }
     }
 
     fn on_frame(&mut self, frame: Option<&Result<Frame<Bytes>, Broken>>) {
+        if let Some(Ok(frame)) = frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.load.passing(data);
+        }
         match (frame, &self.watched) {
             (None, _) => self.end(),
-            (Some(Err(_)), _) => self.broken(),
+            (Some(Err(why)), _) => self.broken(why),
             (Some(Ok(_)), _) if self.incoming.is_end_stream() => self.end(),
             (Some(Ok(_)), Some(watched)) => watched.beat(),
             (Some(Ok(_)), None) => {}
@@ -121,16 +154,19 @@ impl<L: Load> RelayBody<L> {
     fn end(&mut self) {
         self.ended = true;
         self.watched = None;
-        self.load.done();
+        self.load.done(End::Whole);
         if let Some(lease) = self.lease.take() {
             lease.park();
         }
     }
 
-    fn broken(&mut self) {
+    fn broken(&mut self, why: &Broken) {
         self.ended = true;
         self.watched = None;
-        self.load.done();
+        // An upstream whose exchange was ended may still be at it.
+        if !matches!(why, Broken::Ended) {
+            self.load.done(End::Broken);
+        }
         self.lease = None;
     }
 }
@@ -148,7 +184,7 @@ impl<L: Load> Body for RelayBody<L> {
             return Poll::Ready(Some(Ok(first)));
         }
         if this.ended {
-            return Poll::Ready(this.died.take().map(|died| Err(died.into())));
+            return Poll::Ready(this.broken.take().map(Err));
         }
         let frame = ready!(this.poll_incoming(cx));
         this.on_frame(frame.as_ref());
@@ -156,7 +192,7 @@ impl<L: Load> Body for RelayBody<L> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended && self.first.is_none() && self.died.is_none()
+        self.ended && self.first.is_none() && self.broken.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -10,8 +10,11 @@ mod body;
 mod connections;
 mod vitals;
 
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,8 +23,8 @@ use http_body_util::Full;
 
 use crate::types::Origin;
 
-pub use body::{Broken, Load, RelayBody};
-pub use vitals::{Died, Vitals};
+pub use body::{Broken, End, Load, RelayBody};
+pub use vitals::{Died, Tell, Vitals};
 
 use connections::Lease;
 
@@ -75,6 +78,9 @@ pub enum SendError {
         /// Why.
         source: Died,
     },
+    /// Whoever owns the exchange has ended it before an answer began.
+    #[error("it was ended before an answer began")]
+    Ended,
     /// The path or a header cannot be sent.
     #[error("the request cannot be sent on: {0}")]
     Request(#[from] http::Error),
@@ -111,7 +117,7 @@ pub async fn send<L: Load>(
     peer: Peer,
     vitals: Option<&Arc<Vitals>>,
     outgoing: &Outgoing,
-    load: L,
+    mut load: L,
 ) -> Result<Response<RelayBody<L>>, (SendError, L)> {
     let failed = |broken| {
         let authority = origin.authority.clone();
@@ -122,15 +128,27 @@ pub async fn send<L: Load>(
                 kept: false,
                 source,
             },
+            Broken::Ended => SendError::Ended,
         }
     };
     let watched = vitals.map(Vitals::enter);
-    let exchange = exchange(origin, peer, outgoing);
-    let exchanged = match &watched {
-        Some(watched) => {
-            (watched.outlive(exchange).await).unwrap_or_else(|died| Err(failed(Broken::Died(died))))
-        }
-        None => exchange.await,
+    let exchanged = {
+        let mut exchange = pin!(exchange(origin, peer, outgoing));
+        poll_fn(|cx| {
+            if let Poll::Ready(exchanged) = exchange.as_mut().poll(cx) {
+                return Poll::Ready(exchanged);
+            }
+            if load.poll_end(cx).is_ready() {
+                return Poll::Ready(Err(SendError::Ended));
+            }
+            match &watched {
+                Some(watched) => {
+                    (watched.poll_died(cx)).map(|died| Err(failed(Broken::Died(died))))
+                }
+                None => Poll::Pending,
+            }
+        })
+        .await
     };
     let (response, lease) = match exchanged {
         Ok(exchanged) => exchanged,

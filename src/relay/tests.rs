@@ -23,8 +23,15 @@ impl Load for Log {
         self.0.lock().expect("not poisoned").push("answering");
     }
 
-    fn done(&mut self) {
-        self.0.lock().expect("not poisoned").push("done");
+    fn passing(&mut self, bytes: &Bytes) {
+        assert!(!bytes.is_empty());
+    }
+
+    fn done(&mut self, end: End) {
+        self.0.lock().expect("not poisoned").push(match end {
+            End::Whole => "whole",
+            End::Broken => "broken",
+        });
     }
 }
 
@@ -97,7 +104,7 @@ async fn an_answer_is_passed_on_and_its_connection_used_again() {
                 .to_bytes(),
             "hello"
         );
-        assert_eq!(log.take(), ["answering", "done"]);
+        assert_eq!(log.take(), ["answering", "whole"]);
     }
     server.await.expect("one connection served both");
 }
@@ -151,7 +158,7 @@ async fn nobody_there_and_a_connection_that_ends_early_are_told_apart() {
         "headers alone are no answer"
     );
     server.await.expect("ran");
-    assert_eq!(log.take(), ["done"]);
+    assert_eq!(log.take(), ["broken"]);
     let refused = send(&origin, Peer::Engine, None, &outgoing("{}"), log.clone()).await;
     assert!(matches!(refused, Err((SendError::Connect { .. }, _))));
     assert_eq!(log.take(), [""; 0]);

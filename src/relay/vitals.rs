@@ -10,9 +10,8 @@
 //! whoever knows the upstream; fed by [`super::send`] and [`super::RelayBody`].
 
 use std::error::Error;
-use std::future::{Future, poll_fn};
+use std::fmt;
 use std::io;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
@@ -32,20 +31,38 @@ use super::{Outgoing, Peer, connections, request};
 const TICK: Duration = Duration::from_millis(250);
 /// So many ticks without a frame are a silence: 500 ms at least (contract §3).
 const SILENT_TICKS: u32 = 2;
-/// How long a living engine may take to answer (contract §3).
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a living engine may take to answer: with the silence before it, two seconds, after which it gets no new work
+/// (contract §3).
+const PATIENCE: Duration = Duration::from_millis(1_200);
 /// An engine is not asked more often than this.
 const BETWEEN: Duration = Duration::from_secs(1);
+/// One that hangs, and at which nothing runs any more, is asked for so long whether it is back. Whoever reads engines knows
+/// by then.
+const FORGET: Duration = Duration::from_mins(5);
+
+/// Is told when an upstream begins to hang, and when it no longer does.
+pub type Tell = Box<dyn Fn(bool) + Send + Sync>;
 
 /// What is known of one upstream, shared by all who send to it.
-#[derive(Debug)]
 pub struct Vitals {
+    /// Where its health is asked for.
     origin: Origin,
+    peer: Peer,
     hung_after: Duration,
     hung: AtomicBool,
+    tell: Option<Tell>,
     /// A task compares the counters.
     watched: AtomicBool,
     running: Mutex<Vec<Running>>,
+}
+
+impl fmt::Debug for Vitals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vitals")
+            .field("origin", &self.origin)
+            .field("hung", &self.hung)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a stream was given up.
@@ -110,13 +127,24 @@ pub(super) struct Watched {
 }
 
 impl Vitals {
-    /// An upstream of which nothing bad is known. One that hangs for `hung_after` is given up.
+    /// An upstream of which nothing bad is known. One that hangs for `hung_after` is given up. An agent is asked for its
+    /// own health, and judges its engines itself.
     #[must_use]
-    pub fn new(origin: Origin, hung_after: Duration) -> Arc<Self> {
+    pub fn new(
+        mut origin: Origin,
+        peer: Peer,
+        hung_after: Duration,
+        tell: Option<Tell>,
+    ) -> Arc<Self> {
+        if peer == Peer::Agent {
+            origin.base_path.clear();
+        }
         Arc::new(Self {
             origin,
+            peer,
             hung_after,
             hung: AtomicBool::new(false),
+            tell,
             watched: AtomicBool::new(false),
             running: Mutex::default(),
         })
@@ -126,6 +154,14 @@ impl Vitals {
     #[must_use]
     pub fn takes_work(&self) -> bool {
         !self.hung.load(Ordering::Relaxed)
+    }
+
+    fn set_hung(&self, hung: bool) {
+        if self.hung.swap(hung, Ordering::Relaxed) != hung
+            && let Some(tell) = &self.tell
+        {
+            tell(hung);
+        }
     }
 
     /// An exchange begins.
@@ -194,16 +230,6 @@ impl Watched {
             None => Poll::Pending,
         }
     }
-
-    /// Waits for `future`, but not in vain.
-    pub async fn outlive<F: Future>(&self, future: F) -> Result<F::Output, Died> {
-        let mut future = pin!(future);
-        poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => self.poll_died(cx).map(Err),
-        })
-        .await
-    }
 }
 
 /// The duty to watch. It lies on the runtime of the thread whose stream came first, and that thread may end before others
@@ -216,7 +242,7 @@ impl Drop for Post {
     fn drop(&mut self) {
         let vitals = &self.0;
         // What nobody asks any more is not known to hang.
-        vitals.hung.store(false, Ordering::Relaxed);
+        vitals.set_hung(false);
         vitals.watched.store(false, Ordering::Release);
         let mut left = Vec::new();
         left.extend((vitals.running().iter()).map(|stream| Arc::clone(&stream.pulse)));
@@ -237,7 +263,8 @@ async fn watch(post: Post) {
     loop {
         tick.tick().await;
         let (streams, silent) = vitals.on_tick();
-        let wanted = hung.is_some() && Arc::strong_count(vitals) > 1;
+        let wanted =
+            hung.is_some_and(|since| since.elapsed() < FORGET) && Arc::strong_count(vitals) > 1;
         if streams == 0 && !wanted {
             return;
         }
@@ -246,16 +273,16 @@ async fn watch(post: Post) {
             continue;
         }
         next = begun + BETWEEN;
-        match ask(&vitals.origin).await {
+        match ask(&vitals.origin, vitals.peer).await {
             Finding::Alive => {
                 if let Some(since) = hung.take() {
-                    vitals.hung.store(false, Ordering::Relaxed);
+                    vitals.set_hung(false);
                     info!(engine, after = ?since.elapsed(), "the engine answers again");
                 }
             }
             Finding::Gone => {
                 hung = None;
-                vitals.hung.store(false, Ordering::Relaxed);
+                vitals.set_hung(false);
                 let streams = vitals.end(Died::Gone);
                 warn!(
                     engine,
@@ -270,7 +297,7 @@ async fn watch(post: Post) {
                         "the engine does not answer; it gets no new requests until it does"
                     );
                 }
-                vitals.hung.store(true, Ordering::Relaxed);
+                vitals.set_hung(true);
                 if hung.get_or_insert(begun).elapsed() >= vitals.hung_after {
                     let streams = vitals.end(Died::Hung);
                     if streams > 0 {
@@ -296,12 +323,12 @@ enum Finding {
     Unknown,
 }
 
-async fn ask(origin: &Origin) -> Finding {
+async fn ask(origin: &Origin, peer: Peer) -> Finding {
     use io::ErrorKind::{
         ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData,
         NetworkUnreachable, TimedOut, UnexpectedEof,
     };
-    match timeout(PATIENCE, health(origin)).await {
+    match timeout(PATIENCE, health(origin, peer)).await {
         Ok(Ok(())) => Finding::Alive,
         Ok(Err(e)) => match e.kind() {
             ConnectionRefused | ConnectionReset => Finding::Gone,
@@ -314,7 +341,7 @@ async fn ask(origin: &Origin) -> Finding {
 }
 
 /// Asks for `/health` on a new connection, which is closed again.
-async fn health(origin: &Origin) -> io::Result<()> {
+async fn health(origin: &Origin, peer: Peer) -> io::Result<()> {
     let outgoing = Outgoing {
         method: Method::GET,
         path: "/health".to_owned(),
@@ -322,7 +349,7 @@ async fn health(origin: &Origin) -> io::Result<()> {
         body: Bytes::new(),
     };
     let request = request(origin, &outgoing).map_err(io::Error::other)?;
-    let mut lease = connections::dial(origin, Peer::Engine).await?;
+    let mut lease = connections::dial(origin, peer).await?;
     match lease.sender().send_request(request).await {
         Ok(_) => Ok(()),
         Err(e) => Err(kind(&e).into()),

@@ -21,7 +21,7 @@ use crate::api::{Api, Profile, Readiness};
 use crate::clock::Clock;
 use crate::control::{self, Control};
 use crate::engines::{self, Engine, EngineKeys};
-use crate::gateway::Gateway;
+use crate::gateway::{self, Gateway};
 use crate::listen::{self, Pulse, Workers};
 use crate::secrets::Secrets;
 use crate::service;
@@ -61,9 +61,14 @@ pub struct Settings {
     pub control: control::Settings,
     /// Periods and bounds of the queues.
     pub admission: admission::Settings,
+    /// What the gateway does with what it relays.
+    pub gateway: gateway::Settings,
     /// How long running requests may go on after a stop.
     pub shutdown_grace: Duration,
 }
+
+/// How long those that run at the end of the grace have to tell their clients.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the server does not start, or stops.
 #[derive(Debug, thiserror::Error)]
@@ -122,15 +127,24 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
         max_connections: settings.max_connections,
     };
     let readiness = Arc::new(Readiness::default());
+    let relayed = gateway::relayed();
     let api = Api {
         clock,
         control: Arc::clone(&control),
         profile,
         readiness: Arc::clone(&readiness),
         guard: guard.clone(),
+        relayed: relayed.clone(),
     };
     let keys = Arc::new(EngineKeys::default());
-    let gateway = Gateway::new(clock, Arc::clone(&admission), guard, Arc::clone(&keys));
+    let gateway = Gateway::new(
+        clock.wall(),
+        settings.gateway,
+        Arc::clone(&admission),
+        guard,
+        Arc::clone(&keys),
+        relayed,
+    );
     let face = Face::new(api.router(), gateway);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = Workers::spawn("orchd-serve", &listener, threads, &door, &face)
@@ -192,11 +206,27 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
     service::stopping();
     admission.close();
     control.close_events();
-    let stop = tokio::task::spawn_blocking(move || workers.stop(settings.shutdown_grace));
-    tokio::select! {
-        _ = stop => {}
-        _ = terminate.recv() => warn!("a second signal: ending at once"),
-        _ = interrupt.recv() => warn!("a second signal: ending at once"),
+    let grace = settings.shutdown_grace;
+    let mut stop = tokio::task::spawn_blocking(move || workers.stop(grace + LAST_WORDS));
+    let stopped = tokio::select! {
+        _ = &mut stop => true,
+        () = tokio::time::sleep(grace) => {
+            warn!("the grace has ended; what still runs is ended");
+            false
+        }
+        _ = terminate.recv() => {
+            warn!("a second signal: what still runs is ended");
+            false
+        }
+        _ = interrupt.recv() => {
+            warn!("a second signal: what still runs is ended");
+            false
+        }
+    };
+    if !stopped {
+        // Their clients are told, and the connections end by themselves.
+        admission.end_all();
+        drop(tokio::time::timeout(LAST_WORDS, stop).await);
     }
     watchdog.abort();
     // The lane blocks on the disk; nothing else is left to run meanwhile.

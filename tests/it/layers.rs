@@ -36,7 +36,7 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     ("listen",         2, &["tls"]),
     // HTTP faces, and the typed client. None of them knows the store.
     ("api",            3, &["auth", "control", "admission", "listen", "metrics"]),
-    ("gateway",        3, &["auth", "admission", "engines", "relay", "listen"]),
+    ("gateway",        3, &["auth", "admission", "engines", "relay", "listen", "metrics"]),
     ("client",         3, &["auth", "tls", "fetch"]),
     // Processes; siblings that do not know each other.
     ("server",         4, &["auth", "api", "gateway", "control", "admission", "store", "engines", "listen", "secrets", "service"]),

@@ -9,6 +9,8 @@ use super::*;
 use crate::relay::tests::{CHUNKED, Log, outgoing, read_request, upstream};
 use crate::relay::{Broken, Outgoing, RelayBody, SendError, send};
 
+/// Sooner than this the dead are found.
+const SOON: Duration = Duration::from_secs(2);
 /// Longer than any test looks on.
 const NEVER: Duration = Duration::from_hours(1);
 
@@ -58,7 +60,10 @@ fn answer_health(listener: TcpListener) -> Arc<AtomicU32> {
 async fn watched(hung_after: Duration) -> (TcpListener, Arc<Vitals>) {
     let (listener, mut origin) = upstream().await;
     origin.base_path = "/base".to_owned();
-    (listener, Vitals::new(origin, hung_after))
+    (
+        listener,
+        Vitals::new(origin, Peer::Engine, hung_after, None),
+    )
 }
 
 async fn frame(body: &mut RelayBody<Log>) -> Result<Bytes, Broken> {
@@ -91,7 +96,7 @@ async fn the_stream_of_an_engine_that_closed_its_listener_and_nothing_else_ends_
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(body.load().take(), ["answering", "done"]);
+    assert_eq!(body.load().take(), ["answering", "broken"]);
     assert!(body.frame().await.is_none());
     let left = timeout(PATIENCE, engine.read(&mut [0])).await;
     assert!(
@@ -154,7 +159,7 @@ async fn an_engine_that_accepts_and_answers_nothing_gets_no_work_and_its_streams
     };
     let (hung, broken) = tokio::join!(hung, frame(&mut body));
     let ended = begun.elapsed();
-    assert!((2_400..3_000).contains(&hung.as_millis()), "{hung:?}");
+    assert!((1_700..2_000).contains(&hung.as_millis()), "{hung:?}");
     assert!((30_400..34_000).contains(&ended.as_millis()), "{ended:?}");
     assert!(matches!(broken, Err(Broken::Died(Died::Hung))));
 
@@ -272,10 +277,10 @@ async fn a_stream_that_moves_outlives_its_listener_and_an_idle_engine_is_left_al
     });
     let (whole, died) = tokio::join!(
         body.expect("a stream").collect(),
-        silent.outlive(std::future::pending::<()>())
+        poll_fn(|cx| silent.poll_died(cx))
     );
     assert_eq!(whole.expect("whole").to_bytes().len(), 4 + 400);
-    assert_eq!(died, Err(Died::Gone));
+    assert_eq!(died, Died::Gone);
     drop(silent);
     drop(sender.await.expect("ran"));
 
@@ -305,16 +310,16 @@ async fn streams_of_other_threads_are_watched_on_when_the_thread_that_watched_en
     });
     has_entered.await.expect("the thread runs");
     let (mine, idle) = (vitals.enter(), vitals.enter());
-    let mut waits = tokio::spawn(async move { mine.outlive(std::future::pending::<()>()).await });
+    let mut waits = tokio::spawn(async move { poll_fn(|cx| mine.poll_died(cx)).await });
     tokio::task::yield_now().await;
     stop.send(()).expect("the thread waits");
     thread.join().expect("no panic");
     drop(listener);
-    let died = timeout(PATIENCE, &mut waits).await.expect("it is watched");
-    assert_eq!(died.expect("no panic"), Err(Died::Gone));
+    let died = timeout(SOON, &mut waits).await.expect("it is watched");
+    assert_eq!(died.expect("no panic"), Died::Gone);
     // It did not wait when the thread ended, and looks when it does.
-    let died = timeout(PATIENCE, idle.outlive(std::future::pending::<()>())).await;
-    assert_eq!(died.expect("it is watched"), Err(Died::Gone));
+    let died = timeout(SOON, poll_fn(|cx| idle.poll_died(cx))).await;
+    assert_eq!(died.expect("it is watched"), Died::Gone);
 }
 
 #[tokio::test]
@@ -331,7 +336,11 @@ async fn what_an_engine_says_of_itself_is_told_from_a_refusal_and_from_silence()
             read_request(&mut stream, 0).await;
             stream.write_all(answer).await.expect("writes");
         };
-        assert_eq!(tokio::join!(ask(origin), engine).0, finding, "{answer:?}");
+        assert_eq!(
+            tokio::join!(ask(origin, Peer::Engine), engine).0,
+            finding,
+            "{answer:?}"
+        );
     }
     let engine = async {
         let (mut stream, _) = listener.accept().await.expect("a client");
@@ -339,7 +348,10 @@ async fn what_an_engine_says_of_itself_is_told_from_a_refusal_and_from_silence()
         // What is not read makes the close a reset.
         drop(stream);
     };
-    assert_eq!(tokio::join!(ask(origin), engine).0, Finding::Gone);
+    assert_eq!(
+        tokio::join!(ask(origin, Peer::Engine), engine).0,
+        Finding::Gone
+    );
     drop(listener);
-    assert_eq!(ask(origin).await, Finding::Gone);
+    assert_eq!(ask(origin, Peer::Engine).await, Finding::Gone);
 }

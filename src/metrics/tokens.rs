@@ -1,0 +1,93 @@
+//! How many tokens an answer had, read off its bytes as they pass.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+/// Where engines say it: completions, messages and responses, and llama.cpp's timings. In a text these would be escaped.
+static TOLD: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
+    [
+        "\"completion_tokens\":",
+        "\"output_tokens\":",
+        "\"predicted_n\":",
+    ]
+    .map(Finder::new)
+});
+/// What every event has.
+static EVENT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("data:"));
+
+/// Counts the tokens of one answer. The engine's own number where it tells one; otherwise the events of the stream, which
+/// are a few more: one opens a chat, one ends it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tokens {
+    events: u64,
+    told: Option<u64>,
+}
+
+impl Tokens {
+    /// So much of the answer passes. What is cut between two of these is not seen; engines write whole events.
+    pub fn pass(&mut self, bytes: &[u8]) {
+        let events = EVENT.find_iter(bytes).count();
+        self.events += u64::try_from(events).unwrap_or(0);
+        for told in TOLD.iter() {
+            if let Some(at) = told.find(bytes) {
+                self.told = number(&bytes[at + told.needle().len()..]).or(self.told);
+            }
+        }
+    }
+
+    /// Tokens so far; `None` when nothing was told, and nothing streamed.
+    #[must_use]
+    pub fn count(&self) -> Option<u64> {
+        self.told.or((self.events > 0).then_some(self.events))
+    }
+}
+
+/// The number at the beginning of a JSON text.
+fn number(text: &[u8]) -> Option<u64> {
+    let text = text.trim_ascii_start();
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&text[..digits]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(pieces: &[&str]) -> Option<u64> {
+        let mut tokens = Tokens::default();
+        pieces
+            .iter()
+            .for_each(|piece| tokens.pass(piece.as_bytes()));
+        tokens.count()
+    }
+
+    #[test]
+    fn what_the_engine_tells_counts_and_otherwise_its_events() {
+        let event = "data: {\"choices\":[{\"delta\":{\"content\":\" one\"}}]}\n\n";
+        assert_eq!(count(&[event, event, event]), Some(3));
+        assert_eq!(count(&[&event.repeat(2), event]), Some(3));
+        assert_eq!(
+            count(&[event, "data: {\"usage\":{\"completion_tokens\":40}}\n\n"]),
+            Some(40)
+        );
+        assert_eq!(
+            count(&["{\"usage\":{\"completion_tokens\": 7,\"prompt_tokens\":9}}"]),
+            Some(7)
+        );
+        assert_eq!(
+            count(&["event: message_delta\ndata: {\"usage\":{\"output_tokens\":12}}\n\n"]),
+            Some(12)
+        );
+        assert_eq!(count(&["{\"timings\":{\"predicted_n\":5}}"]), Some(5));
+        assert_eq!(count(&["{\"data\":[{\"embedding\":[1.0]}]}"]), None);
+        assert_eq!(count(&[]), None);
+    }
+
+    #[test]
+    fn a_text_that_speaks_of_tokens_is_no_number() {
+        let text = r#"data: {"content":"\"completion_tokens\":99"}"#;
+        assert_eq!(count(&[text]), Some(1));
+        assert_eq!(count(&[r#"{"completion_tokens":null}"#]), None);
+    }
+}
