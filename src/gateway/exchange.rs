@@ -19,8 +19,10 @@ use crate::relay::{self, Broken, End, Load, Outgoing, RelayBody, SendError};
 use crate::types::{Millis, REFUSED_HEADER};
 
 use super::answer::is_event_stream;
+use super::assemble::{AssembleError, Assembler};
+use super::peek::Peek;
 use super::record::Record;
-use super::{Gateway, GatewayError};
+use super::{Gateway, GatewayError, NO_BUFFERING};
 
 /// Attempts in all: one and two retries (contract §3).
 const MAX_ATTEMPTS: u32 = 3;
@@ -154,10 +156,17 @@ pub(super) struct Failed {
 
 /// One request, read.
 pub(super) struct Exchange {
-    pub gateway: Arc<Gateway>,
-    pub outgoing: Outgoing,
-    pub model: ModelIx,
-    pub weight: u32,
+    gateway: Arc<Gateway>,
+    /// What is sent, with the body that suits the pool.
+    outgoing: Outgoing,
+    model: ModelIx,
+    peek: Peek,
+    /// The body as it came.
+    body: Bytes,
+    /// Its answer is put together from a stream, where the engine is llama.cpp's.
+    assembles: bool,
+    /// The body that asks for that stream, once it was needed.
+    streamed: Option<Bytes>,
 }
 
 /// What an attempt came to.
@@ -242,12 +251,40 @@ pub(super) fn reasons() -> [&'static str; Why::ALL.len()] {
 }
 
 impl Exchange {
+    pub fn new(
+        gateway: &Arc<Gateway>,
+        outgoing: Outgoing,
+        model: ModelIx,
+        peek: Peek,
+        assembles: bool,
+    ) -> Self {
+        Self {
+            gateway: Arc::clone(gateway),
+            body: outgoing.body.clone(),
+            outgoing,
+            model,
+            peek,
+            assembles,
+            streamed: None,
+        }
+    }
+
+    /// Whether the client asks for a stream.
+    pub fn is_stream(&self) -> bool {
+        self.peek.stream
+    }
+
+    /// The path that it is for.
+    pub fn path(&self) -> &str {
+        &self.outgoing.path
+    }
+
     /// Runs it. Dropping the future gives everything back.
     pub async fn run(mut self, mut record: Box<Record>) -> Result<Reply, Failed> {
         let mut ask = Ask {
             model: self.model,
-            weight: self.weight,
-            bytes: self.outgoing.body.len() as u64,
+            weight: self.peek.weight,
+            bytes: self.body.len() as u64,
             turn: None,
             avoid: None,
             min_ctx: 0,
@@ -318,6 +355,18 @@ impl Exchange {
         let gateway = Arc::clone(&self.gateway);
         let outlet = gateway.outlet(&permit);
         record.goes_to(Arc::clone(&outlet));
+        let assembles = self.assembles && outlet.upstream.is_llamacpp;
+        self.outgoing.body = if assembles {
+            let Self {
+                streamed,
+                peek,
+                body,
+                ..
+            } = self;
+            streamed.get_or_insert_with(|| peek.streamed(body)).clone()
+        } else {
+            self.body.clone()
+        };
         let headers = &mut self.outgoing.headers;
         match gateway.shown(&outlet.upstream) {
             Some(bearer) => drop(headers.insert(header::AUTHORIZATION, bearer)),
@@ -332,14 +381,19 @@ impl Exchange {
         )
         .await;
         match sent {
-            Ok(response) => self.judge(response, ask).await,
+            Ok(response) => self.judge(response, ask, assembles).await,
             Err((error, carried)) => unanswered(error, carried),
         }
     }
 
     /// 4xx and 501 say nothing of a pool, 429 and 503 that it is busy, other 5xx that it is broken; 429, 502 and 503 are
     /// tried again (contract §3).
-    async fn judge(&self, response: Response<RelayBody<Carried>>, ask: &mut Ask) -> Attempt {
+    async fn judge(
+        &self,
+        response: Response<RelayBody<Carried>>,
+        ask: &mut Ask,
+        assembles: bool,
+    ) -> Attempt {
         let (mut parts, mut body) = response.into_parts();
         let status = parts.status;
         let refused = parts.headers.remove(REFUSED_HEADER);
@@ -384,19 +438,14 @@ impl Exchange {
         };
         let Some(why) = why else {
             carried.settle();
+            if assembles && is_event_stream(status, &parts.headers) {
+                return assemble(parts, body).await;
+            }
             return Attempt::Reply(Reply::Coming { parts, body });
         };
-        let (whole, record) = collect(body).await;
-        let bytes = match whole {
-            Ok(bytes) => bytes,
-            Err(partial) => {
-                let fault = Fault {
-                    why: Why::Reset,
-                    answer: None,
-                    detail: format!("it answered {status}, and {partial}"),
-                };
-                return Attempt::Fault(fault, record);
-            }
+        let (bytes, record) = match collect(body).await {
+            Ok(whole) => whole,
+            Err(attempt) => return attempt,
         };
         let detail = format!("it answered {status}");
         if why == Why::Context {
@@ -444,16 +493,7 @@ fn unanswered(error: SendError, mut carried: Carried) -> Attempt {
                 relay::Died::Hung => Failure::Broken,
             }),
         ),
-        SendError::Ended => {
-            let error = if carried.is_shutdown() {
-                Refused::ShuttingDown.into()
-            } else {
-                GatewayError::DrainDeadline
-            };
-            // The engine may still be at it: the permit says so when it is dropped.
-            let record = carried.record;
-            return Attempt::Failed(Failed { error, record });
-        }
+        SendError::Ended => return ended(carried),
         SendError::Request(_) => (Why::Reset, None),
     };
     carried.judge(|permit| match failure {
@@ -486,31 +526,101 @@ fn is_theirs(error: &std::io::Error) -> bool {
     )
 }
 
-/// Why an answer cannot be had as a whole.
-#[derive(Debug, thiserror::Error)]
-enum Partial {
-    #[error("its answer broke off: {0}")]
-    Broken(#[from] Broken),
-    #[error("its answer is longer than {WHOLE_BYTES} bytes")]
-    TooLong,
+/// An answer that cannot be had as a whole.
+fn broken_off(broken: &Broken, carried: Carried) -> Attempt {
+    let why = match broken {
+        Broken::Ended => return ended(carried),
+        Broken::Died(_) => Why::Dead,
+        Broken::Connection(_) => Why::Reset,
+    };
+    let fault = Fault {
+        why,
+        answer: None,
+        detail: format!("its answer broke off: {broken}"),
+    };
+    Attempt::Fault(fault, carried.record)
 }
 
 /// Reads an answer to its end.
-async fn collect(mut body: RelayBody<Carried>) -> (Result<Bytes, Partial>, Box<Record>) {
+async fn collect(mut body: RelayBody<Carried>) -> Result<(Bytes, Box<Record>), Attempt> {
     let mut bytes = BytesMut::new();
-    let whole = loop {
-        match body.frame().await {
-            Some(Ok(frame)) => {
-                bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-                if bytes.len() > WHOLE_BYTES {
-                    break Err(Partial::TooLong);
-                }
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+            Err(broken) => return Err(broken_off(&broken, body.into_load())),
+        }
+        if bytes.len() > WHOLE_BYTES {
+            let record = body.into_load().record;
+            let detail = format!("its answer is longer than {WHOLE_BYTES} bytes");
+            return Err(failed(detail, record));
+        }
+    }
+    Ok((bytes.freeze(), body.into_load().record))
+}
+
+/// Reads a stream to its end, and makes of it the answer that was asked for.
+async fn assemble(mut parts: Parts, mut body: RelayBody<Carried>) -> Attempt {
+    let mut assembler = Assembler::default();
+    let mut assembled = Ok(());
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => {
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                assembled = assembler.push(data);
             }
-            Some(Err(broken)) => break Err(broken.into()),
-            None => break Ok(bytes.freeze()),
+            Err(broken) => return broken_off(&broken, body.into_load()),
+        }
+        if assembled.is_err() {
+            break;
+        }
+    }
+    let mut carried = body.into_load();
+    let bytes = match assembled.and_then(|()| assembler.finish()) {
+        Ok(bytes) => bytes,
+        Err(AssembleError::Engine { status, body }) => {
+            parts.status = status;
+            body
+        }
+        Err(error @ AssembleError::TooLarge) => return failed(error.to_string(), carried.record),
+        Err(error @ (AssembleError::Incomplete | AssembleError::Malformed { .. })) => {
+            carried.judge(|permit| permit.failed(Failure::Broken));
+            let fault = Fault {
+                why: Why::Reset,
+                answer: None,
+                detail: error.to_string(),
+            };
+            return Attempt::Fault(fault, carried.record);
         }
     };
-    (whole, body.into_load().record)
+    // What was said of the stream is not true of the answer.
+    for name in [header::CACHE_CONTROL, header::CONTENT_LENGTH, NO_BUFFERING] {
+        parts.headers.remove(name);
+    }
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
+    parts.headers.insert(header::CONTENT_TYPE, kind);
+    Attempt::Reply(Reply::Whole(Whole {
+        parts,
+        bytes,
+        record: carried.record,
+    }))
+}
+
+/// There will be no answer, whoever is asked.
+fn failed(detail: String, record: Box<Record>) -> Attempt {
+    let attempts = record.attempts;
+    let error = GatewayError::Upstream { detail, attempts };
+    Attempt::Failed(Failed { error, record })
+}
+
+/// Whoever owns the exchange has ended it. The engine may still be at it: the permit says so when it is dropped.
+fn ended(carried: Carried) -> Attempt {
+    let error = if carried.is_shutdown() {
+        Refused::ShuttingDown.into()
+    } else {
+        GatewayError::DrainDeadline
+    };
+    let record = carried.record;
+    Attempt::Failed(Failed { error, record })
 }
 
 impl Reply {
@@ -522,20 +632,20 @@ impl Reply {
             }
             other => return Ok(other),
         };
-        let (whole, record) = collect(body).await;
-        match whole {
-            Ok(bytes) => Ok(Self::Whole(Whole {
+        match collect(body).await {
+            Ok((bytes, record)) => Ok(Self::Whole(Whole {
                 parts,
                 bytes,
                 record,
             })),
-            Err(partial) => {
-                let error = GatewayError::Upstream {
-                    detail: partial.to_string(),
-                    attempts: record.attempts,
-                };
+            Err(Attempt::Failed(failed)) => Err(failed),
+            Err(Attempt::Fault(fault, record)) => {
+                let attempts = record.attempts;
+                let detail = fault.detail;
+                let error = GatewayError::Upstream { detail, attempts };
                 Err(Failed { error, record })
             }
+            Err(Attempt::Reply(reply)) => Ok(reply),
         }
     }
 }

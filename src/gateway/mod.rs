@@ -6,6 +6,7 @@
 //! `/v1`.
 
 mod answer;
+mod assemble;
 mod dialect;
 mod error;
 mod exchange;
@@ -242,12 +243,12 @@ impl Gateway {
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let (exchange, stream) = match self.read(request, &mut record).await {
+        let exchange = match self.read(request, &mut record).await {
             Ok(read) => read,
             Err(error) => return Failed { error, record }.into_response(),
         };
-        let dialect = Dialect::of(&exchange.outgoing.path);
-        if !stream {
+        let dialect = Dialect::of(exchange.path());
+        if !exchange.is_stream() {
             return respond(exchange.run(record).await, dialect);
         }
         let mut pending: answer::Pending = Box::pin(async move {
@@ -262,12 +263,12 @@ impl Gateway {
         }
     }
 
-    /// Reads a request: what is to be sent, and whether a stream is to come back.
+    /// Reads a request.
     async fn read<B>(
         self: &Arc<Self>,
         request: Request<B>,
         record: &mut Record,
-    ) -> Result<(Exchange, bool), GatewayError>
+    ) -> Result<Exchange, GatewayError>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -294,6 +295,7 @@ impl Gateway {
             headers.remove(name);
         }
         headers.insert(REQUEST_ID, record.id().clone());
+        let assembles = self.settings.assemble && peek.may_assemble(parts.uri.path());
         let path = parts
             .uri
             .path_and_query()
@@ -305,13 +307,8 @@ impl Gateway {
             headers,
             body,
         };
-        let exchange = Exchange {
-            gateway: Arc::clone(self),
-            outgoing,
-            model,
-            weight: peek.weight,
-        };
-        Ok((exchange, peek.stream))
+        let exchange = Exchange::new(self, outgoing, model, peek, assembles);
+        Ok(exchange)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod agent_network;
 mod api;
+mod assembly;
 mod bad_input;
 mod client;
 mod commands;

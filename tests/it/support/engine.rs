@@ -1,4 +1,4 @@
-//! The real `llama-server`, with a model that counts.
+//! The real `llama-server`, mostly with a model that counts.
 //!
 //! Used by the journeys and `engine_states`. It comes from `tests/engine/fetch.sh`, by way of `tests/run`.
 
@@ -24,6 +24,8 @@ pub enum Model {
     Counting,
     /// Counts in a circle until `max_tokens`, some hundred words a second.
     Ring,
+    /// Speaks, slowly: some twenty words a second.
+    SmolLm2,
 }
 
 impl Model {
@@ -32,6 +34,7 @@ impl Model {
         match self {
             Self::Counting => "counting",
             Self::Ring => "ring",
+            Self::SmolLm2 => "smollm2",
         }
     }
 }
