@@ -75,6 +75,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
         },
     };
     let engines = args.engine_specs()?;
+    let aliases = args.model_aliases();
     let sample_ttl_ms = if args.cloud {
         2 * heartbeat_interval_ms
     } else {
@@ -112,6 +113,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
         max_connections: door::max_connections(&args.listener),
         control,
         admission,
+        aliases,
         shutdown_grace: args.shutdown_grace,
     })
 }

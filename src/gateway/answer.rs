@@ -5,16 +5,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use serde_json::{Value, json};
+use serde_json::json;
 use tracing::info;
 
-use crate::admission::{EndSignal, ModelView};
+use crate::admission::EndSignal;
 use crate::listen::Answer;
 use crate::relay::{Broken, RelayBody};
-use crate::types::UnixMs;
 
 use super::error::DRAIN_DEADLINE;
 use super::{Carried, GatewayError};
@@ -236,39 +235,4 @@ pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
     kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
-}
-
-fn json_response(value: &Value) -> Response<GatewayBody> {
-    let mut response = Response::new(GatewayBody::whole(value.to_string().into()));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    response
-}
-
-fn describe(model: &ModelView, since: UnixMs) -> Value {
-    json!({
-        "id": &*model.id,
-        "object": "model",
-        "created": since.0 / 1_000,
-        "owned_by": "orchd",
-        "meta": {
-            "n_ctx": model.n_ctx.map(|(least, _)| least),
-            "n_ctx_max": model.n_ctx.map(|(_, most)| most),
-            "slots": model.slots,
-            "state": model.state.as_str(),
-        },
-    })
-}
-
-/// `GET /v1/models`.
-pub(super) fn models(models: &[ModelView], since: UnixMs) -> Response<GatewayBody> {
-    let data: Vec<Value> = models.iter().map(|model| describe(model, since)).collect();
-    json_response(&json!({"object": "list", "data": data}))
-}
-
-/// `GET /v1/models/{id}`.
-pub(super) fn model(model: &ModelView, since: UnixMs) -> Response<GatewayBody> {
-    json_response(&describe(model, since))
 }

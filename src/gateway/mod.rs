@@ -7,6 +7,7 @@
 
 mod answer;
 mod error;
+mod models;
 mod peek;
 
 use std::sync::Arc;
@@ -124,7 +125,7 @@ impl Gateway {
         let about_models = path == "/v1/models" || path.starts_with("/v1/models/");
         match *request.method() {
             Method::GET | Method::HEAD if path == "/v1/models" => {
-                Ok(answer::models(&self.admission.models(), self.started))
+                Ok(models::list(&self.admission, self.started))
             }
             Method::GET | Method::HEAD if about_models => self.model(path),
             Method::POST if !about_models => self.relay(request, id).await,
@@ -148,16 +149,7 @@ impl Gateway {
     }
 
     fn model(&self, path: &str) -> Result<Response<GatewayBody>, GatewayError> {
-        let id = path.strip_prefix("/v1/models/").unwrap_or_default();
-        let wanted = percent_encoding::percent_decode_str(id).decode_utf8_lossy();
-        let models = self.admission.models();
-        match models
-            .iter()
-            .find(|model| *model.id == *listed_model_id(&wanted))
-        {
-            Some(model) => Ok(answer::model(model, self.started)),
-            None => Err(self.unknown_model(&wanted)),
-        }
+        models::one(&self.admission, path, self.started).map_err(|id| self.unknown_model(&id))
     }
 
     /// What an upstream is shown: the token is for this fleet's own agents, not for whatever a heartbeat may name as an

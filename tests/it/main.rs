@@ -24,6 +24,8 @@ mod journey_home;
 mod layers;
 mod manners;
 mod metrics;
+mod models;
+mod models_list;
 mod nodes_drain;
 mod nodes_list;
 mod nodes_verbs;
