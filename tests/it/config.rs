@@ -437,6 +437,15 @@ fn aliases_are_a_table_and_a_flag_beats_all_of_it() {
         json!([["gpt-4o=qwen3-8b,llama", "b=,c=d,e"], "file", here]),
         "{stderr}"
     );
+    let ran = run_with(&["config", "show", "--config", text(&file)], &[]);
+    for value in ["gpt-4o=qwen3-8b,llama", "b=,c=d,e"] {
+        let line = ran.stdout.lines().find(|line| line.contains(value));
+        let words: Vec<&str> = line
+            .expect("a line of its own")
+            .split_whitespace()
+            .collect();
+        assert_eq!(words, ["alias", value, "file", here.as_str()]);
+    }
     let (shown, _) = show(&["--config", text(&file), "--", "--alias=x=y"], &[]);
     assert_eq!(shown["alias"], json!([["x=y"], "flag", "--alias"]));
     let (shown, _) = show(&[], &[]);
