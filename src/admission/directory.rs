@@ -65,7 +65,7 @@ pub struct Upstream {
 
 #[derive(Debug)]
 pub(super) struct KnownModel {
-    ix: ModelIx,
+    pub ix: ModelIx,
     /// Pools that list it; without any it is not known, unless it is an alias, and keeps its number.
     pools: usize,
     /// Since when none of this machine's own engines lists it any more.
@@ -83,12 +83,15 @@ impl KnownModel {
     }
 }
 
+/// A model's number and its name.
+pub(super) type Name = (ModelIx, Arc<str>);
+
 /// A pool as it was last described.
 #[derive(Debug)]
 pub(super) struct Entry {
     upstream: Arc<Upstream>,
-    /// What may be asked of it: the models it lists, and then their aliases, each name once.
-    pub names: Vec<Arc<str>>,
+    /// What may be asked of it: the models it lists, and then their aliases, each once.
+    pub names: Vec<Name>,
     /// How many of those it lists itself.
     listed: usize,
     pub engine: Option<String>,
@@ -120,13 +123,6 @@ impl NodeEntry {
     pub fn pools(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.pools.iter().map(|entry| &entry.upstream)
     }
-}
-
-/// What a pool is called, see [`Entry::names`], with the numbers of the same models.
-struct Named {
-    names: Vec<Arc<str>>,
-    listed: usize,
-    models: Vec<ModelIx>,
 }
 
 #[derive(Debug)]
@@ -169,8 +165,10 @@ impl Directory {
         self.nodes.values().flat_map(|node| &node.pools)
     }
 
-    pub fn aliases(&self) -> &[Arc<str>] {
-        &self.aliases
+    /// The aliases there are.
+    pub fn aliases(&self) -> impl Iterator<Item = (ModelIx, &Arc<str>)> {
+        let aliases = self.aliases.iter();
+        aliases.map(|name| (self.models[name].ix, name))
     }
 
     /// What is known of one of the models there are, with its name as it is listed.
@@ -225,9 +223,9 @@ impl Directory {
         let missed = (node_id.as_str() == LOCAL_NODE).then_some(now);
         let mut old = std::mem::take(&mut node.pools);
         for route in routes {
-            let named = self.count_in(&mut state.dispatch, &route.models);
+            let (names, listed) = self.count_in(&mut state.dispatch, &route.models);
             let spec = PoolSpec {
-                models: named.models,
+                models: names.iter().map(|(ix, _)| *ix).collect(),
                 accepting: route.accepting,
                 prospective: route.prospective,
                 suspect: route.suspect,
@@ -263,8 +261,8 @@ impl Directory {
             };
             node.pools.push(Entry {
                 upstream,
-                names: named.names,
-                listed: named.listed,
+                names,
+                listed,
                 engine: route.engine.clone(),
                 engine_version: route.engine_version.clone(),
                 n_ctx: route.n_ctx,
@@ -307,39 +305,35 @@ impl Directory {
         (name, known)
     }
 
-    fn count_in(&mut self, dispatch: &mut Dispatch, models: &[String]) -> Named {
-        let by_number = |named: &(ModelIx, Arc<str>)| named.0;
+    /// The [names](Entry::names) of a pool, and how many of them it lists itself.
+    fn count_in(&mut self, dispatch: &mut Dispatch, models: &[String]) -> (Vec<Name>, usize) {
         let mut aliases: Vec<Arc<str>> = Vec::new();
-        let mut listed: Vec<(ModelIx, Arc<str>)> = Vec::with_capacity(models.len());
+        let mut names: Vec<Name> = Vec::with_capacity(models.len());
         for model in models {
             let (name, known) = self.model_of(dispatch, listed_model_id(model));
             aliases.extend(known.aliases.iter().cloned());
-            listed.push((known.ix, name));
+            names.push((known.ix, name));
         }
-        listed.sort_unstable_by_key(by_number);
-        listed.dedup_by_key(|named| named.0);
-        for (_, name) in &listed {
+        names.sort_unstable_by_key(|(ix, _)| *ix);
+        names.dedup_by_key(|(ix, _)| *ix);
+        for (_, name) in &names {
             self.model_of(dispatch, name).1.pools += 1;
         }
-        let mut also: Vec<(ModelIx, Arc<str>)> = aliases
+        let mut also: Vec<Name> = aliases
             .into_iter()
             .map(|name| (self.models[&name].ix, name))
-            .filter(|(ix, _)| listed.binary_search_by_key(ix, by_number).is_err())
+            .filter(|(ix, _)| names.binary_search_by_key(ix, |(ix, _)| *ix).is_err())
             .collect();
-        also.sort_unstable_by_key(by_number);
-        also.dedup_by_key(|named| named.0);
-        let count = listed.len();
-        let (models, names) = listed.into_iter().chain(also).unzip();
-        Named {
-            names,
-            listed: count,
-            models,
-        }
+        also.sort_unstable_by_key(|(ix, _)| *ix);
+        also.dedup_by_key(|(ix, _)| *ix);
+        let listed = names.len();
+        names.append(&mut also);
+        (names, listed)
     }
 
     /// A pool no longer lists what it listed. `missed` is since when that is worth remembering.
     fn count_out(&mut self, missed: Option<Mono>, entry: &Entry) {
-        for name in &entry.names[..entry.listed] {
+        for (_, name) in &entry.names[..entry.listed] {
             if let Some(known) = self.models.get_mut(name) {
                 known.pools = known.pools.saturating_sub(1);
                 if known.pools == 0 {

@@ -1,8 +1,9 @@
 //! Models as `GET /v1/models` shows them: what their pools are to somebody who asks for one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::dispatch::ModelIx;
 use crate::types::PoolState;
 
 use super::directory::{Directory, Entry};
@@ -161,28 +162,31 @@ impl<'a> Gathered<'a> {
 
 /// Every model there is, sorted by name.
 pub(super) fn all(directory: &Directory) -> Vec<ModelView> {
-    let aliases = directory.aliases().iter();
-    let mut models: BTreeMap<&Arc<str>, Gathered<'_>> =
-        aliases.map(|name| (name, Gathered::new())).collect();
+    // By number, which is found without comparing names: there may be many pools.
+    let mut models: HashMap<ModelIx, (&Arc<str>, Gathered<'_>)> = HashMap::new();
+    for (ix, name) in directory.aliases() {
+        models.insert(ix, (name, Gathered::new()));
+    }
     for pool in directory.pools() {
-        for name in &pool.names {
-            let model = models.entry(name).or_insert_with(Gathered::new);
-            model.add(pool);
+        for (ix, name) in &pool.names {
+            let model = models.entry(*ix);
+            model.or_insert_with(|| (name, Gathered::new())).1.add(pool);
         }
     }
-    let models = models.into_iter();
-    models
+    let mut views: Vec<ModelView> = models
+        .into_values()
         .filter_map(|(name, gathered)| gathered.view(directory, name))
-        .collect()
+        .collect();
+    views.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+    views
 }
 
 /// One of the models there are.
 pub(super) fn one(directory: &Directory, name: &str) -> Option<ModelView> {
-    let (name, _) = directory.listed(name)?;
+    let (_, known) = directory.listed(name)?;
     let mut gathered = Gathered::new();
     for pool in directory.pools() {
-        // Names are kept once.
-        if pool.names.iter().any(|known| Arc::ptr_eq(known, name)) {
+        if pool.names.iter().any(|(ix, _)| *ix == known.ix) {
             gathered.add(pool);
         }
     }

@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod completions;
 mod config;
+mod config_aliases;
 mod config_command;
 mod durability;
 mod engine_states;
