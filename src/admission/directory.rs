@@ -1,12 +1,15 @@
 //! Names: which node has which pools, which pool serves which models. Identity only; numbers live in `dispatch`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::dispatch::{ModelIx, PoolCounts, PoolIx, PoolSpec};
-use crate::types::{EngineKind, HttpUrl, Mono, NodeId, Origin, PoolId, PoolState};
+use crate::dispatch::{Dispatch, ModelIx, PoolCounts, PoolIx, PoolSpec};
+use crate::types::{
+    Alias, EngineKind, HttpUrl, LOCAL_NODE, Millis, Mono, NodeId, Origin, PoolId, PoolState,
+    listed_model_id,
+};
 
 use super::State;
 
@@ -25,6 +28,8 @@ pub struct PoolRoute {
     pub accepting: bool,
     /// Takes requests now or may soon.
     pub prospective: bool,
+    /// Takes none because somebody asked for that: it is being drained, or has been.
+    pub draining: bool,
     /// To be used only when nothing better is left.
     pub suspect: bool,
     /// Slots in all; unknown is 1.
@@ -58,54 +63,45 @@ pub struct Upstream {
     url: HttpUrl,
 }
 
-/// A model as `GET /v1/models` shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelView {
-    /// Its id.
-    pub id: Arc<str>,
-    /// Smallest and largest context of a slot over its pools, in tokens; `None` while none of them tells.
-    pub n_ctx: Option<(u64, u64)>,
-    /// Slots of the pools that take requests.
-    pub slots: u32,
-    /// The best state any of its pools is in, to a request: `unreachable` when none may serve soon.
-    pub state: PoolState,
-}
-
-#[derive(Debug, Default)]
-struct KnownModel {
-    ix: ModelIx,
-    /// Pools that list it; without any it is not known, and keeps its number.
-    pools: usize,
-}
-
-impl Default for ModelIx {
-    fn default() -> Self {
-        Self(u32::MAX)
-    }
-}
-
 #[derive(Debug)]
-struct Entry {
-    upstream: Arc<Upstream>,
-    models: Vec<Arc<str>>,
-    n_ctx: Option<u64>,
-    state: PoolState,
-    accepting: bool,
-    prospective: bool,
-    slots_total: u32,
+pub(super) struct KnownModel {
+    pub ix: ModelIx,
+    /// Pools that list it; without any it is not known, unless it is an alias, and keeps its number.
+    pools: usize,
+    /// Since when none of this machine's own engines lists it any more.
+    missed: Option<Mono>,
+    /// The aliases that stand for it.
+    pub aliases: Vec<Arc<str>>,
+    /// What it stands for, when it is an alias.
+    pub alias_of: Vec<Arc<str>>,
 }
 
-impl Entry {
-    /// What a request has of it: an engine that is ready on a node that takes nothing is out of its reach.
-    fn state_for_requests(&self) -> PoolState {
-        match self.state {
-            PoolState::Misconfigured => PoolState::Misconfigured,
-            _ if !self.prospective => PoolState::Unreachable,
-            // As known from before a restart.
-            PoolState::Unknown if self.accepting => PoolState::Ready,
-            state => state,
-        }
+impl KnownModel {
+    /// Whether it is one of those there are (contract §3).
+    fn is_listed(&self) -> bool {
+        self.pools > 0 || !self.alias_of.is_empty()
     }
+}
+
+/// A model's number and its name.
+pub(super) type Name = (ModelIx, Arc<str>);
+
+/// A pool as it was last described.
+#[derive(Debug)]
+pub(super) struct Entry {
+    upstream: Arc<Upstream>,
+    /// What may be asked of it: the models it lists, and then their aliases, each once.
+    pub names: Vec<Name>,
+    /// How many of those it lists itself.
+    listed: usize,
+    pub engine: Option<String>,
+    pub engine_version: Option<String>,
+    pub n_ctx: Option<u64>,
+    pub state: PoolState,
+    pub accepting: bool,
+    pub prospective: bool,
+    pub draining: bool,
+    pub slots_total: u32,
 }
 
 /// One node's pools.
@@ -129,22 +125,91 @@ impl NodeEntry {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Directory {
     models: HashMap<Arc<str>, KnownModel>,
+    aliases: Vec<Arc<str>>,
     nodes: HashMap<NodeId, NodeEntry>,
+    /// How long requests for a model still wait after the last pool of this machine that listed it.
+    patience_ms: Millis,
 }
 
 impl Directory {
+    /// No pools; of the models, those that `aliases` name.
+    pub fn new(dispatch: &mut Dispatch, patience_ms: Millis, aliases: &[Alias]) -> Self {
+        let mut directory = Self {
+            models: HashMap::new(),
+            aliases: Vec::with_capacity(aliases.len()),
+            nodes: HashMap::new(),
+            patience_ms,
+        };
+        for alias in aliases {
+            let name = directory.model_of(dispatch, alias.name()).0;
+            for model in alias.models() {
+                let (model, known) = directory.model_of(dispatch, model);
+                known.aliases.push(Arc::clone(&name));
+                let known = directory.model_of(dispatch, &name).1;
+                known.alias_of.push(model);
+            }
+            directory.aliases.push(name);
+        }
+        directory
+    }
+
     pub fn node(&self, node_id: &NodeId) -> Option<&NodeEntry> {
         self.nodes.get(node_id)
     }
 
-    pub fn model(&self, name: &str) -> Option<ModelIx> {
+    /// All pools.
+    pub fn pools(&self) -> impl Iterator<Item = &Entry> {
+        self.nodes.values().flat_map(|node| &node.pools)
+    }
+
+    /// The aliases there are.
+    pub fn aliases(&self) -> impl Iterator<Item = (ModelIx, &Arc<str>)> {
+        let aliases = self.aliases.iter();
+        aliases.map(|name| (self.models[name].ix, name))
+    }
+
+    /// What is known of one of the models there are, with its name as it is listed.
+    pub fn listed(&self, name: &str) -> Option<(&Arc<str>, &KnownModel)> {
+        let found = self.models.get_key_value(listed_model_id(name));
+        found.filter(|(_, known)| known.is_listed())
+    }
+
+    /// The number of a model for which requests may wait, by its name or the path of its file.
+    pub fn model(&self, now: Mono, name: &str) -> Option<ModelIx> {
         self.models
-            .get(name)
-            .filter(|known| known.pools > 0)
+            .get(listed_model_id(name))
+            .filter(|known| known.is_listed() || self.is_missed(now, known))
             .map(|known| known.ix)
+    }
+
+    /// Whether a model went just now. Whatever keeps an engine running may replace its handoff file by deleting it and
+    /// writing it anew: to those who ask in between, its model is one that will be back, and not one that never was. That
+    /// holds for this machine's own engines alone: what a node no longer reports, or takes along when it leaves, is gone.
+    fn is_missed(&self, now: Mono, known: &KnownModel) -> bool {
+        let missed = known.missed.filter(|_| known.pools == 0);
+        missed.is_some_and(|since| now.since(since) < self.patience_ms)
+    }
+
+    /// The numbers of these models, and of the aliases that stand for them, each once.
+    pub fn with_aliases<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> impl Iterator<Item = ModelIx> {
+        let mut models = Vec::new();
+        for name in names {
+            let Some(known) = self.models.get(listed_model_id(name)) else {
+                continue;
+            };
+            models.push(known.ix);
+            let aliases = known.aliases.iter();
+            models.extend(aliases.filter_map(|alias| Some(self.models.get(alias)?.ix)));
+        }
+        models.sort_unstable();
+        models.dedup();
+        models.into_iter()
     }
 
     pub fn set_node(
@@ -155,15 +220,12 @@ impl Directory {
         routes: &[PoolRoute],
     ) {
         let mut node = self.nodes.remove(node_id).unwrap_or_default();
+        let missed = (node_id.as_str() == LOCAL_NODE).then_some(now);
         let mut old = std::mem::take(&mut node.pools);
         for route in routes {
-            let models: Vec<Arc<str>> = route
-                .models
-                .iter()
-                .map(|name| self.count_in(state, name))
-                .collect();
+            let (names, listed) = self.count_in(&mut state.dispatch, &route.models);
             let spec = PoolSpec {
-                models: models.iter().map(|name| self.models[name].ix).collect(),
+                models: names.iter().map(|(ix, _)| *ix).collect(),
                 accepting: route.accepting,
                 prospective: route.prospective,
                 suspect: route.suspect,
@@ -179,7 +241,8 @@ impl Directory {
             });
             let upstream = if let Some(at) = same {
                 let entry = old.swap_remove(at);
-                self.count_out(&entry.models);
+                // What it no longer lists it does not have: that is its own word.
+                self.count_out(None, &entry);
                 state.dispatch.update_pool(now, entry.upstream.ix, spec);
                 entry.upstream
             } else {
@@ -199,16 +262,20 @@ impl Directory {
             };
             node.pools.push(Entry {
                 upstream,
-                models,
+                names,
+                listed,
+                engine: route.engine.clone(),
+                engine_version: route.engine_version.clone(),
                 n_ctx: route.n_ctx,
                 state: route.state,
                 accepting: route.accepting,
                 prospective: route.prospective,
+                draining: route.draining,
                 slots_total: route.slots_total,
             });
         }
         for entry in old {
-            self.count_out(&entry.models);
+            self.count_out(missed, &entry);
             let running = state.dispatch.counts(now, entry.upstream.ix).running;
             state.dispatch.remove_pool(now, entry.upstream.ix);
             if running > 0 {
@@ -222,27 +289,57 @@ impl Directory {
         }
     }
 
-    fn count_in(&mut self, state: &mut State, name: &str) -> Arc<str> {
-        if let Some((name, _)) = self.models.get_key_value(name) {
-            let name = Arc::clone(name);
-            self.models.entry(Arc::clone(&name)).or_default().pools += 1;
-            return name;
-        }
-        let name: Arc<str> = name.into();
-        self.models.insert(
-            Arc::clone(&name),
-            KnownModel {
-                ix: state.dispatch.add_model(),
-                pools: 1,
-            },
-        );
-        name
+    /// The entry of a model, which is made when there is none.
+    fn model_of(&mut self, dispatch: &mut Dispatch, name: &str) -> (Arc<str>, &mut KnownModel) {
+        let name = match self.models.get_key_value(name) {
+            Some((name, _)) => Arc::clone(name),
+            None => name.into(),
+        };
+        let known = self.models.entry(Arc::clone(&name));
+        let known = known.or_insert_with(|| KnownModel {
+            ix: dispatch.add_model(),
+            pools: 0,
+            missed: None,
+            aliases: Vec::new(),
+            alias_of: Vec::new(),
+        });
+        (name, known)
     }
 
-    fn count_out(&mut self, models: &[Arc<str>]) {
-        for name in models {
+    /// The [names](Entry::names) of a pool, and how many of them it lists itself.
+    fn count_in(&mut self, dispatch: &mut Dispatch, models: &[String]) -> (Vec<Name>, usize) {
+        let mut aliases: Vec<Arc<str>> = Vec::new();
+        let mut names: Vec<Name> = Vec::with_capacity(models.len());
+        for model in models {
+            let (name, known) = self.model_of(dispatch, listed_model_id(model));
+            aliases.extend(known.aliases.iter().cloned());
+            names.push((known.ix, name));
+        }
+        names.sort_unstable_by_key(|(ix, _)| *ix);
+        names.dedup_by_key(|(ix, _)| *ix);
+        for (_, name) in &names {
+            self.model_of(dispatch, name).1.pools += 1;
+        }
+        let mut also: Vec<Name> = aliases
+            .into_iter()
+            .map(|name| (self.models[&name].ix, name))
+            .filter(|(ix, _)| names.binary_search_by_key(ix, |(ix, _)| *ix).is_err())
+            .collect();
+        also.sort_unstable_by_key(|(ix, _)| *ix);
+        also.dedup_by_key(|(ix, _)| *ix);
+        let listed = names.len();
+        names.append(&mut also);
+        (names, listed)
+    }
+
+    /// A pool no longer lists what it listed. `missed` is since when that is worth remembering.
+    fn count_out(&mut self, missed: Option<Mono>, entry: &Entry) {
+        for (_, name) in &entry.names[..entry.listed] {
             if let Some(known) = self.models.get_mut(name) {
                 known.pools = known.pools.saturating_sub(1);
+                if known.pools == 0 {
+                    known.missed = missed;
+                }
             }
         }
     }
@@ -281,12 +378,19 @@ impl Directory {
             .sum()
     }
 
-    pub fn only_model(&self) -> Option<ModelIx> {
-        let mut known = self.models.values().filter(|known| known.pools > 0);
-        known
-            .next()
-            .filter(|_| known.next().is_none())
-            .map(|known| known.ix)
+    /// The only model there is; while there is none, the only one that went just now.
+    pub fn only_model(&self, now: Mono) -> Option<ModelIx> {
+        let mut listed = self.models.values().filter(|known| known.is_listed());
+        match (listed.next(), listed.next()) {
+            (None, _) => {
+                let models = self.models.values();
+                let mut missed = models.filter(|known| self.is_missed(now, known));
+                let first = missed.next()?;
+                missed.next().is_none().then_some(first.ix)
+            }
+            (Some(only), None) => Some(only.ix),
+            (Some(_), Some(_)) => None,
+        }
     }
 
     /// Every known model and its number.
@@ -302,50 +406,11 @@ impl Directory {
     }
 
     pub fn names(&self, most: usize) -> Vec<Arc<str>> {
-        let known = self.models.iter().filter(|(_, known)| known.pools > 0);
-        let mut names: Vec<Arc<str>> = known.map(|(name, _)| Arc::clone(name)).collect();
+        let listed = self.models.iter().filter(|(_, known)| known.is_listed());
+        let mut names: Vec<Arc<str>> = listed.map(|(name, _)| Arc::clone(name)).collect();
         names.sort_unstable();
         names.truncate(most);
         names
-    }
-
-    pub fn models(&self) -> Vec<ModelView> {
-        let mut views: BTreeMap<&Arc<str>, ModelView> = BTreeMap::new();
-        for entry in self.nodes.values().flat_map(|node| &node.pools) {
-            for name in &entry.models {
-                let view = views.entry(name).or_insert_with(|| ModelView {
-                    id: Arc::clone(name),
-                    n_ctx: None,
-                    slots: 0,
-                    state: PoolState::Unknown,
-                });
-                if entry.accepting {
-                    view.slots = view.slots.saturating_add(entry.slots_total);
-                }
-                let state = entry.state_for_requests();
-                if let Some(n_ctx) = entry.n_ctx {
-                    let (least, most) = view.n_ctx.unwrap_or((n_ctx, n_ctx));
-                    view.n_ctx = Some((least.min(n_ctx), most.max(n_ctx)));
-                }
-                if preference(state) < preference(view.state) {
-                    view.state = state;
-                }
-            }
-        }
-        views.into_values().collect()
-    }
-}
-
-/// Which of several pools' states tells most about what a request may expect; smaller is better news.
-fn preference(state: PoolState) -> u8 {
-    match state {
-        PoolState::Ready => 0,
-        PoolState::Busy => 1,
-        PoolState::Sleeping => 2,
-        PoolState::Loading => 3,
-        PoolState::Misconfigured => 4,
-        PoolState::Unreachable => 5,
-        PoolState::Unknown => 6,
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod directory;
 mod permit;
+mod views;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +18,12 @@ use crate::clock::Clock;
 use crate::dispatch::{
     Dispatch, Grant, Offer, PoolCounts, Quarantine, Ticket, Turn, Verdict, Want,
 };
-use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
+use crate::types::{Alias, Millis, Mono, NodeId, PoolId, Sample};
 
 pub use crate::dispatch::{Failure, ModelIx, Policy, PoolIx, Settings};
-pub use directory::{ModelView, PoolRoute, Upstream};
+pub use directory::{PoolRoute, Upstream};
 pub use permit::{EndSignal, Permit};
+pub use views::{ModelState, ModelView, Variant};
 
 use directory::Directory;
 
@@ -115,8 +117,16 @@ impl Admission {
     /// No pools, nobody waiting.
     #[must_use]
     pub fn new(clock: Clock, settings: Settings) -> Arc<Self> {
+        Self::with_aliases(clock, settings, &[])
+    }
+
+    /// The same, and models can be asked for by other names, too.
+    #[must_use]
+    pub fn with_aliases(clock: Clock, settings: Settings, aliases: &[Alias]) -> Arc<Self> {
+        let mut dispatch = Dispatch::new(settings);
+        let directory = Directory::new(&mut dispatch, settings.no_pool_wait_ms, aliases);
         let state = State {
-            dispatch: Dispatch::new(settings),
+            dispatch,
             waiters: HashMap::new(),
             upstreams: Vec::new(),
             verdicts: Vec::new(),
@@ -126,7 +136,7 @@ impl Admission {
         Arc::new(Self {
             clock,
             state: Mutex::new(state),
-            directory: RwLock::new(Directory::default()),
+            directory: RwLock::new(directory),
             rearm: Notify::new(),
             ended: AtomicBool::new(false),
             watchers: RwLock::default(),
@@ -383,13 +393,20 @@ impl Admission {
     /// The number under which a known model is scheduled.
     #[must_use]
     pub fn model(&self, name: &str) -> Option<ModelIx> {
-        self.directory().model(name)
+        let directory = self.directory();
+        directory.model(self.clock.now(), name)
     }
 
     /// Every known model, sorted by name.
     #[must_use]
     pub fn models(&self) -> Vec<ModelView> {
-        self.directory().models()
+        views::all(&self.directory())
+    }
+
+    /// One known model, by its name or the path of its file.
+    #[must_use]
+    pub fn model_view(&self, name: &str) -> Option<ModelView> {
+        views::one(&self.directory(), name)
     }
 
     /// What a model is called.
@@ -401,7 +418,8 @@ impl Admission {
     /// The only known model, when there is just one.
     #[must_use]
     pub fn only_model(&self) -> Option<ModelIx> {
-        self.directory().only_model()
+        let directory = self.directory();
+        directory.only_model(self.clock.now())
     }
 
     /// Names of known models, at most so many, sorted.
@@ -492,6 +510,15 @@ impl Admission {
     #[must_use]
     pub fn waiting(&self, model: ModelIx) -> usize {
         self.state().dispatch.waiting(model)
+    }
+
+    /// Requests that wait for any of these models, whatever name they ask for them by.
+    #[must_use]
+    pub fn waiting_for(&self, names: &[String]) -> usize {
+        let directory = self.directory();
+        let models = directory.with_aliases(names.iter().map(String::as_str));
+        let state = self.state();
+        models.map(|model| state.dispatch.waiting(model)).sum()
     }
 }
 

@@ -1,3 +1,5 @@
+mod models;
+
 use std::time::Duration;
 
 use super::*;
@@ -20,6 +22,7 @@ fn route(pool: &str, slots: u32) -> PoolRoute {
         models: vec!["m".into()],
         accepting: true,
         prospective: true,
+        draining: false,
         suspect: false,
         slots_total: slots,
         n_ctx: Some(2048),

@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod admission;
 mod agent;
+mod alias;
 mod config;
 mod gateway;
 mod nodes;
@@ -24,6 +25,7 @@ mod value;
 
 pub use admission::{AdmissionPolicy, ByteSize};
 pub use agent::{AGENT_LISTENS, AgentArgs, HostArgs, ProbeArgs, ProbeFormat};
+pub use alias::AliasArg;
 pub use config::{
     ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs, Process,
 };

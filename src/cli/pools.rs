@@ -43,8 +43,11 @@ pub struct PoolsListArgs {
 pub enum ModelsCommand {
     /// List the models that can be asked for
     ///
-    /// STATE says whether requests for it run or wait. NODES and SLOTS count what takes requests now, CTX is the context of one
-    /// slot in tokens, the smallest and the largest where engines differ.
+    /// STATE says whether requests for it run or wait: `draining` is a model whose nodes are all being drained, or have been,
+    /// `unreachable` one whose engines do not answer, `absent` an alias of models that no engine has. SLOTS is taken/total and
+    /// NODES counts, of the pools that take requests now; POOLS is those/all. CTX is the context of one slot in tokens, the
+    /// smallest and the largest where engines differ. ALIASES are other names for it, or after `->` what it is another name
+    /// for.
     List(ModelsListArgs),
 }
 

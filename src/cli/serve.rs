@@ -8,11 +8,12 @@ use clap::Args;
 
 use super::admission::{AdmissionPolicy, ByteSize, POLICIES, size};
 use super::gateway::{GatewayArgs, HungArgs};
-use super::value::{Unit, Words, address, cloud, count, duration};
+use super::value::{Unit, Words, address, cloud, count, duration, text};
 use super::{
-    ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RUNTIME_DIR, UsageError,
-    name_engines, show_duration,
+    AliasArg, ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RUNTIME_DIR,
+    UsageError, name_engines, show_duration,
 };
+use crate::types::{self, Alias};
 
 /// Where `serve` listens when nobody says otherwise (contract §2).
 pub const SERVE_LISTENS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -31,6 +32,8 @@ Examples:
       One machine, one engine
   orchd serve --engine small=http://127.0.0.1:8081 --engine big=http://127.0.0.1:8082
       One machine, two engines with names
+  orchd serve --engine http://127.0.0.1:8081 --alias gpt-4o-mini=qwen3-8b,llama-3
+      Programs that ask for gpt-4o-mini get one of these two
   orchd serve --cloud --listen 10.0.0.1:8080 --node-timeout 1m
       A fleet whose nodes count as Offline after a minute of silence
 
@@ -77,6 +80,18 @@ pub struct ServeArgs {
         value_hint = clap::ValueHint::DirPath
     )]
     pub runtime_dir: PathBuf,
+
+    /// Another name under which models can be asked for: a request for it goes to whichever of them has a free slot; repeatable.
+    /// In the file it is a table, [aliases]
+    // The other name is that of the table.
+    #[arg(
+        long = "alias",
+        alias = "aliases",
+        value_name = "NAME=MODEL[,MODEL...]",
+        value_parser = text::<AliasArg>(),
+        help_heading = "Gateway"
+    )]
+    pub aliases: Vec<AliasArg>,
 
     /// Silence after which a node counts as Offline (1s to 1h)
     #[arg(
@@ -251,8 +266,8 @@ impl ServeArgs {
     /// Checks what no single option can know.
     ///
     /// # Errors
-    /// `--cloud` with `--engine`, a heartbeat interval above a third of the node timeout, engines of one name, a token
-    /// and its file, a certificate without its key.
+    /// `--cloud` with `--engine`, a heartbeat interval above a third of the node timeout, engines of one name, aliases
+    /// that do not go together, a token and its file, a certificate without its key.
     pub fn check(&self) -> Result<(), UsageError> {
         if self.cloud && !self.engines.is_empty() {
             return Err(UsageError::new(
@@ -276,6 +291,10 @@ impl ServeArgs {
             ));
         }
         self.listener.pair()?;
+        types::check_aliases(&self.model_aliases()).map_err(|clash| UsageError {
+            message: clash.to_string(),
+            hint: None,
+        })?;
         self.engine_specs().map(drop)
     }
 
@@ -290,6 +309,13 @@ impl ServeArgs {
             )
         });
         short.into_iter().collect()
+    }
+
+    /// The aliases of models.
+    #[must_use]
+    pub fn model_aliases(&self) -> Vec<Alias> {
+        let aliases = self.aliases.iter();
+        aliases.map(|alias| alias.0.clone()).collect()
     }
 
     /// The engines, named.

@@ -27,9 +27,8 @@ use answer::{accepted, read, unreachable};
 use crate::auth::{Guard, Token, Tokens};
 use crate::tls::{self, TlsError};
 use crate::types::{
-    Availability, DrainOrder, DrainRequest, ErrorBody, ErrorCode, HeartbeatRequest, HttpUrl,
-    Millis, NodeId, NodeList, NodeStatus, NodeView, PoolList, RegisterReply, RegisterRequest,
-    VERSION,
+    DrainOrder, DrainRequest, ErrorBody, ErrorCode, HeartbeatRequest, HttpUrl, Millis, NodeId,
+    NodeList, NodeStatus, NodeView, PoolList, RegisterReply, RegisterRequest, VERSION,
 };
 
 /// Nodes asked for at a time; the most that the control plane gives by default.
@@ -230,6 +229,35 @@ pub struct ModelMeta {
     /// How it can be had, in one word.
     #[serde(default)]
     pub state: Option<String>,
+    /// The ways in which its pools serve it.
+    #[serde(default)]
+    pub variants: Vec<ModelVariant>,
+    /// Aliases that stand for it.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// What it stands for, when it is an alias.
+    #[serde(default)]
+    pub alias_of: Vec<String>,
+}
+
+/// Pools that serve a model in the same way.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ModelVariant {
+    /// Their engine.
+    #[serde(default)]
+    pub engine: Option<String>,
+    /// Its build.
+    #[serde(default)]
+    pub engine_version: Option<String>,
+    /// Context of one slot, in tokens.
+    #[serde(default)]
+    pub n_ctx: Option<u64>,
+    /// How many there are.
+    #[serde(default)]
+    pub pools: u64,
+    /// Slots of those that take requests.
+    #[serde(default)]
+    pub slots: u64,
 }
 
 /// What an agent goes by in the answer to its heartbeat. The node's word is not among it: it is for people, and a newer
@@ -455,14 +483,6 @@ impl Client {
     /// See [`ClientError`].
     pub async fn pools(&self) -> Result<PoolList, ClientError> {
         self.json(&Call::listing("/v2/pools")).await
-    }
-
-    /// Says where each model can be had now.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn availability(&self) -> Result<Availability, ClientError> {
-        self.json(&Call::listing("/v2/catalog/availability")).await
     }
 
     /// Lists the models that are known, whether they can be had now or not.

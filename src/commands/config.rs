@@ -193,16 +193,23 @@ fn listener(cli: &Cli) -> Option<&ListenerArgs> {
 fn table(settings: &[Setting]) -> String {
     let rows: Vec<Vec<(String, Tone)>> = settings
         .iter()
-        .map(|setting| {
-            let value = match &setting.value {
-                Value::Unset => "-".to_owned(),
-                Value::Many(values) if values.is_empty() => "-".to_owned(),
-                Value::One(value) => value.clone(),
-                Value::Many(values) => values.join(", "),
+        .flat_map(|setting| {
+            let values = match &setting.value {
+                Value::Unset => vec!["-"],
+                Value::Many(values) if values.is_empty() => vec!["-"],
+                Value::One(value) => vec![value.as_str()],
+                // A line for each: there may be many, and one of them long.
+                Value::Many(values) => values.iter().map(String::as_str).collect(),
             };
-            [setting.key.clone(), value, setting.origin.to_string()]
+            values.into_iter().map(|value| {
+                [
+                    setting.key.clone(),
+                    value.to_owned(),
+                    setting.origin.to_string(),
+                ]
                 .map(|text| (text, Tone::Plain))
                 .to_vec()
+            })
         })
         .collect();
     output::table(&COLUMNS, &rows, true, None, false)

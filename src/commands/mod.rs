@@ -12,6 +12,7 @@ mod events;
 pub mod failure;
 pub mod generate;
 mod logging;
+pub mod models;
 pub mod nodes;
 pub mod output;
 pub mod pools;
@@ -66,7 +67,7 @@ fn dispatch(loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Config(command) => config::run(command, &globals),
         Command::Nodes(command) => block_on(nodes::run(command, connect(cli.connect)?)),
         Command::Pools(command) => block_on(pools::pools(command, connect(cli.connect)?)),
-        Command::Models(command) => block_on(pools::models(command, connect(cli.connect)?)),
+        Command::Models(command) => block_on(models::models(command, connect(cli.connect)?)),
         Command::Events(args) => block_on(events::run(args, connect(cli.connect)?)),
         Command::Completions(args) => generate::completions(args.shell),
         Command::Man(args) => generate::man(args.dir.as_deref()),

@@ -75,6 +75,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
         },
     };
     let engines = args.engine_specs()?;
+    let aliases = args.model_aliases();
     let sample_ttl_ms = if args.cloud {
         2 * heartbeat_interval_ms
     } else {
@@ -122,6 +123,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
                 AccessLog::Sampled => gateway::AccessLog::Sampled,
             },
         },
+        aliases,
         shutdown_grace: args.shutdown_grace,
     })
 }

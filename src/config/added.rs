@@ -10,9 +10,13 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::cli;
 
+use super::aliases;
 use super::file::{Entry, File, Given};
 use super::provenance::{self, Origin};
 use super::{ConfigError, NOT_AGENTS, Scope, applicable, is_secret, key, keys, options};
+
+/// The option that is a table in the file.
+const ALIASES: &str = "aliases";
 
 /// What the command line is given besides what stands there: settings from elsewhere, as arguments.
 #[derive(Default)]
@@ -102,7 +106,12 @@ impl Added {
                 continue;
             }
             let mut arguments = Vec::new();
-            for (line, value) in words(file, entry, arg)? {
+            let words = if arg.get_id() == ALIASES {
+                aliases::words(file, entry)?
+            } else {
+                words(file, entry, arg)?
+            };
+            for (line, value) in words {
                 let Some(value) = value else {
                     // A switch that is on.
                     arguments.push(format!("--{}", arg.get_long().unwrap_or_default()).into());

@@ -48,7 +48,9 @@ pub(super) enum Given {
     Bool(bool),
     /// Each with its line.
     List(Vec<(usize, Given)>),
-    /// Nothing that a setting can be: a table, a date.
+    /// Each key with its line, by line.
+    Table(Vec<(usize, String, Given)>),
+    /// Nothing that a setting can be: a date.
     Other(&'static str),
 }
 
@@ -58,7 +60,7 @@ impl Given {
         match self {
             Self::Text(text) | Self::Number(text) => Some(text.clone()),
             Self::Bool(on) => Some(on.to_string()),
-            Self::List(_) | Self::Other(_) => None,
+            Self::List(_) | Self::Table(_) | Self::Other(_) => None,
         }
     }
 
@@ -72,7 +74,17 @@ impl Given {
             DeValue::Float(number) => Self::Number(number.as_str().to_owned()),
             DeValue::Boolean(on) => Self::Bool(*on),
             DeValue::Datetime(_) => Self::Other("a date"),
-            DeValue::Table(_) => Self::Other("a table"),
+            DeValue::Table(table) => {
+                let mut entries: Vec<(usize, String, Self)> = table
+                    .iter()
+                    .map(|(name, value)| {
+                        let given = Self::of(text, value.get_ref());
+                        (line(text, &name.span()), name.get_ref().to_string(), given)
+                    })
+                    .collect();
+                entries.sort_by_key(|(line, ..)| *line);
+                Self::Table(entries)
+            }
             DeValue::Array(items) => Self::List(
                 items
                     .iter()
@@ -92,6 +104,7 @@ impl fmt::Display for Given {
                 let items: Vec<String> = items.iter().map(|(_, item)| item.to_string()).collect();
                 write!(f, "[{}]", items.join(", "))
             }
+            Self::Table(_) => f.write_str("(a table)"),
             Self::Other(what) => write!(f, "({what})"),
         }
     }
@@ -309,7 +322,7 @@ impl Known {
         }
         if value.is_table() {
             return Some(
-                "settings stand at the top level; the only table is [agent], for the agent's own"
+                "settings stand at the top level; the only tables are [agent], for the agent's own, and [aliases]"
                     .to_owned(),
             );
         }

@@ -10,6 +10,7 @@
 //! would surprise somebody some day. Commands take the global options from the file.
 
 mod added;
+mod aliases;
 mod environment;
 mod file;
 mod provenance;

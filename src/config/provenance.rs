@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
 
-use crate::cli::{ByteSize, show_duration};
+use crate::cli::{AliasArg, ByteSize, show_duration};
 
 use super::{is_secret, key};
 
@@ -149,6 +149,7 @@ pub(super) fn setting(
 fn values(id: &str, matches: &ArgMatches) -> Vec<String> {
     typed::<Duration>(id, matches, |duration| show_duration(*duration))
         .or_else(|| typed::<ByteSize>(id, matches, ToString::to_string))
+        .or_else(|| typed::<AliasArg>(id, matches, ToString::to_string))
         .or_else(|| typed::<bool>(id, matches, ToString::to_string))
         .unwrap_or_else(|| {
             let raw = matches.get_raw(id).into_iter().flatten();

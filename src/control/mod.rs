@@ -574,6 +574,10 @@ fn routes(node: &Node) -> Vec<PoolRoute> {
                 models: pool.models_available.clone(),
                 accepting: schedulable && pool.ready && !pool.draining,
                 prospective: hopeful && may_serve,
+                draining: match node.status() {
+                    NodeStatus::Draining => true,
+                    _ => hopeful && pool.draining,
+                },
                 suspect: node.suspect(),
                 slots_total: pool.slots_total.unwrap_or(1),
                 n_ctx: pool.n_ctx,

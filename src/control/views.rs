@@ -6,7 +6,7 @@ use crate::dispatch::PoolCounts;
 use crate::registry::Node;
 use crate::types::{
     Availability, AvailableModel, FleetHold, NodeId, NodeList, NodeStatus, NodeView, Now, PoolId,
-    PoolState, PoolView,
+    PoolState, PoolView, listed_model_id,
 };
 
 use super::{Control, ControlError, Refusal};
@@ -154,12 +154,7 @@ impl Control {
             .find(|(pool_id, _)| *pool_id == pool.pool_id)
             .map(|(_, c)| *c)
             .unwrap_or_default();
-        let waiting: usize = pool
-            .models_available
-            .iter()
-            .filter_map(|m| self.admission.model(m))
-            .map(|m| self.admission.waiting(m))
-            .sum();
+        let waiting = self.admission.waiting_for(&pool.models_available);
         let seen = node.observed();
         let is_carrying = seen == NodeStatus::Online;
         PoolView {
@@ -167,7 +162,7 @@ impl Control {
             pool_id: pool.pool_id.clone(),
             engine: pool.engine.clone(),
             engine_version: pool.engine_version.clone(),
-            models: pool.models_available.clone(),
+            models: listed(&pool.models_available),
             // What a silent node last said of its engines holds no more.
             state: if seen == NodeStatus::Offline {
                 PoolState::Unreachable
@@ -198,7 +193,11 @@ impl Control {
             let pools = node.pools.iter();
             for pool in pools.filter(|pool| pool.ready && !pool.draining) {
                 for model in &pool.models_available {
-                    catalog.add(model, node_id, pool.slots_total.unwrap_or(1));
+                    catalog.add(
+                        listed_model_id(model),
+                        node_id,
+                        pool.slots_total.unwrap_or(1),
+                    );
                 }
             }
         }
@@ -235,6 +234,12 @@ impl Catalog {
             models: models.collect(),
         }
     }
+}
+
+/// Names of models as they are listed, whatever the agent that told them makes of paths.
+fn listed(models: &[String]) -> Vec<String> {
+    let models = models.iter();
+    models.map(|id| listed_model_id(id).to_owned()).collect()
 }
 
 fn running(counts: &[(PoolId, PoolCounts)], pool_id: &PoolId) -> u32 {

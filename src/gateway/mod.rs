@@ -139,9 +139,12 @@ impl Gateway {
         let admitted = self.guard.admit(request.headers(), Area::Models);
         let result = match (admitted, request.method()) {
             (Ok(()), &Method::GET | &Method::HEAD) => {
-                return match request.uri().path().strip_prefix("/v1/models/") {
-                    None => models::models(&self.admission.models(), self.started),
-                    Some(id) => self.model(id),
+                let path = request.uri().path();
+                return if path == "/v1/models" {
+                    models::list(&self.admission, self.started)
+                } else {
+                    models::one(&self.admission, path, self.started)
+                        .unwrap_or_else(|id| self.unknown_model(&id).response())
                 };
             }
             (Ok(()), _) => GatewayError::Method {
@@ -161,18 +164,6 @@ impl Gateway {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         HeaderValue::try_from(format!("{}-{number}", self.prefix))
             .expect("hexadecimal digits fit into a header")
-    }
-
-    fn model(&self, id: &str) -> Response<GatewayBody> {
-        let wanted = percent_encoding::percent_decode_str(id).decode_utf8_lossy();
-        let models = self.admission.models();
-        match models
-            .iter()
-            .find(|model| *model.id == *listed_model_id(&wanted))
-        {
-            Some(model) => models::model(model, self.started),
-            None => self.unknown_model(&wanted).response(),
-        }
     }
 
     /// What an upstream is shown: the token is for this fleet's own agents, not for whatever a heartbeat may name as an

@@ -26,7 +26,7 @@ use crate::listen::{self, Pulse, Workers};
 use crate::secrets::Secrets;
 use crate::service;
 use crate::store::{MemoryStore, SqliteStore, Store, StoreError};
-use crate::types::{NodeId, VERSION};
+use crate::types::{Alias, NodeId, VERSION};
 
 use face::Face;
 use probing::Probing;
@@ -63,6 +63,8 @@ pub struct Settings {
     pub admission: admission::Settings,
     /// What the gateway does with what it relays.
     pub gateway: gateway::Settings,
+    /// Other names of models.
+    pub aliases: Vec<Alias>,
     /// How long running requests may go on after a stop.
     pub shutdown_grace: Duration,
 }
@@ -116,7 +118,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
         Setup::Cloud { state_dir } => (Profile::Cloud, Box::new(SqliteStore::open(state_dir)?)),
     };
     let clock = Clock::new();
-    let admission = Admission::new(clock, settings.admission);
+    let admission = Admission::with_aliases(clock, settings.admission, &settings.aliases);
     let control = Control::start(clock, settings.control, Arc::clone(&admission), store)?;
     let driver = tokio::spawn(Arc::clone(&admission).drive());
     let reaper = tokio::spawn(Arc::clone(&control).reap());

@@ -4,6 +4,7 @@
 //! line and their tests cannot disagree. Invariants: no IO, no clock, no async; a value of one of these types has
 //! already passed its validation. Called by everybody.
 
+mod alias;
 mod code;
 mod engines;
 mod event;
@@ -18,6 +19,7 @@ mod time;
 mod url;
 mod wire;
 
+pub use alias::{Alias, AliasClash, AliasError, check_aliases};
 pub use code::{ErrorBody, ErrorCode};
 pub use engines::{EngineClash, name_engines};
 pub use event::{Event, EventKind, RESYNC};

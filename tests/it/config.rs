@@ -319,8 +319,8 @@ fn mistakes_in_the_file_are_named_with_line_key_value_and_what_is_accepted() {
         ),
         (
             "[serve]\nlisten = '127.0.0.1:1'",
-            "line 1: unknown key `serve`\nhint: settings stand at the top level; the only table is [agent], for the \
-             agent's own",
+            "line 1: unknown key `serve`\nhint: settings stand at the top level; the only tables are [agent], for the \
+             agent's own, and [aliases]",
         ),
         (
             "[[agent]]\nlisten = '127.0.0.1:1'",

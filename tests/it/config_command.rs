@@ -312,15 +312,18 @@ fn a_setting_goes_by_the_name_of_its_variable_without_prefix_and_unit_as_well() 
 }
 
 #[test]
-fn the_file_in_the_readme_is_good_once_there_is_a_token() {
+fn the_files_in_the_readme_are_good_once_there_is_a_token() {
     let readme = include_str!("../../README.md");
-    let example = readme.split("```toml\n").nth(1).expect("there is one");
-    let example = example.split("```").next().expect("it ends");
     let files = Files::new();
-    let file = files.write("c.toml", example);
-    let check = ["config", "check", "--config", text(&file)];
-    let ran = run_with(&check, &[("ORCHD_API_TOKEN", SECRET)]);
-    assert_eq!(ran.exit, Some(0), "{}", ran.stderr);
+    let examples = readme.split("```toml\n").skip(1);
+    for example in examples.clone() {
+        let example = example.split("```").next().expect("it ends");
+        let file = files.write("c.toml", example);
+        let check = ["config", "check", "--config", text(&file)];
+        let ran = run_with(&check, &[("ORCHD_API_TOKEN", SECRET)]);
+        assert_eq!(ran.exit, Some(0), "{}", ran.stderr);
+    }
+    assert_eq!(examples.count(), 2);
 }
 
 #[test]

@@ -411,7 +411,7 @@ fn nothing_is_shown_as_ready_that_takes_no_requests() {
     let ready = (json!(["ready", true, false, 2]), json!(["ready", 2]));
     assert_eq!(shown(), ready);
     fleet.json(202, "POST", "/v2/nodes/n/drain", &Value::Null);
-    let draining = (json!(["ready", true, true, 2]), json!(["unreachable", 0]));
+    let draining = (json!(["ready", true, true, 2]), json!(["draining", 0]));
     assert_eq!(shown(), draining);
     fleet.json(200, "DELETE", "/v2/nodes/n/drain", &Value::Null);
     let failed = json!({"status": "failed", "reasons": []});
