@@ -8,6 +8,7 @@ mod commands;
 mod completions;
 mod config;
 mod config_command;
+mod demo;
 mod durability;
 mod engine_states;
 mod events;
