@@ -58,7 +58,7 @@ pub struct DemoArgs {
     #[arg(long, conflicts_with_all = ["model", "llama_server"])]
     pub built_in: bool,
 
-    /// More arguments for llama-server
+    /// More arguments for llama-server, with --model
     #[arg(last = true, value_name = "ARGUMENT", requires = "model")]
     pub engine_arguments: Vec<OsString>,
 }

@@ -22,6 +22,7 @@ use super::output::{self, Tone};
 use super::{block_on, door, events, logging};
 use crate::cli::{ConnectArgs, DemoArgs, DemoProcess};
 use crate::client::{Client, EventsQuery};
+use crate::config::ConfigError;
 use crate::demo::{self, Engines, Fleet, Settings};
 use crate::types::{Event, EventKind, listed_model_id};
 
@@ -276,7 +277,8 @@ fn typed(executable: &Path, path: Option<&OsStr>) -> String {
 /// Runs one of the processes of a demo, if that is what the command line asks for.
 pub(super) fn process(arguments: &[OsString]) -> Option<anyhow::Result<ExitCode>> {
     let asked = DemoProcess::of(arguments)?;
-    Some(asked.map_err(anyhow::Error::from).and_then(be))
+    let asked = asked.map_err(|e| ConfigError::CommandLine(e).into());
+    Some(asked.and_then(be))
 }
 
 fn be(process: DemoProcess) -> anyhow::Result<ExitCode> {
