@@ -226,12 +226,17 @@ fn one_command_is_a_fleet_that_streams_and_drains_without_cutting_anybody_off() 
         ]
     );
 
-    let stream = demo.chat(40);
+    let stream = demo.chat(80);
     let node = stream.header("x-orchd-node").expect("a node").to_owned();
     let drain = http::post(demo.address, &format!("/v2/nodes/{node}/drain"), &json!({}));
     assert_eq!(drain.expect("an answer").status, 202);
     demo.says(&format!("{node} is draining"));
-    assert_eq!(demo.node(&node)["drain"]["state"], "draining");
+    // Its first words are here, and it still runs: they come as they are made.
+    let drain = &demo.node(&node)["drain"];
+    assert_eq!(
+        (&drain["state"], &drain["in_flight"]),
+        (&json!("draining"), &json!(1))
+    );
     let others = at_once(4, |_| {
         let other = demo.chat(1);
         let by = other.header("x-orchd-node").expect("a node").to_owned();
@@ -240,15 +245,8 @@ fn one_command_is_a_fleet_that_streams_and_drains_without_cutting_anybody_off() 
     });
     assert!(!others.contains(&node), "{others:?}");
 
-    let begun = Instant::now();
     let said = tokens(stream);
-    // It came while it was made.
-    assert!(
-        begun.elapsed() > Duration::from_millis(300),
-        "{:?}",
-        begun.elapsed()
-    );
-    assert_eq!(said.len(), 40);
+    assert_eq!(said.len(), 80);
     let text = said.concat();
     let beginning = format!(
         "I am the built-in engine of orchd's demo, on {node}, and not a language model. You said: “Hello!”."
