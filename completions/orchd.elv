@@ -7,6 +7,7 @@
 #   orchd models list
 #   orchd events
 #   orchd config show|check|unit
+#   orchd demo
 #   orchd completions
 #   orchd man
 

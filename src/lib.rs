@@ -6,8 +6,8 @@
 //! ```text
 //!  L5    main ─ cli ─ commands ─ config  argv in; stdout, stderr, exit code out
 //!                       │
-//!  L4             server │ agent        processes: bind, run, drain (siblings)
-//!                 │         └───────┐
+//!  L4             server │ agent │ demo   processes: bind, run, drain (siblings)
+//!                 │         └───────┴─┐
 //!  L3          api │ gateway       client      HTTP faces; the typed client (agent AND commands)
 //!                 │    │            │
 //!  L2    store ─ control ─ admission   relay  engines  listen  metrics  secrets  tls  service  clock    the shells
@@ -32,6 +32,7 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod decisions;
+pub mod demo;
 pub mod dispatch;
 pub mod engines;
 pub mod fetch;

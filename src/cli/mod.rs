@@ -15,6 +15,7 @@ mod admission;
 mod agent;
 mod alias;
 mod config;
+mod demo;
 mod gateway;
 mod nodes;
 mod pools;
@@ -29,6 +30,7 @@ pub use alias::AliasArg;
 pub use config::{
     ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs, Process,
 };
+pub use demo::{DemoArgs, DemoProcess};
 pub use gateway::{AccessLog, Assemble, GatewayArgs, HungArgs};
 pub use nodes::{
     DetailFormat, NodesCommand, NodesDrainArgs, NodesGetArgs, NodesListArgs, NodesRegisterArgs,
@@ -69,6 +71,8 @@ const DAY: Duration = Duration::from_hours(24);
         control plane.",
     after_long_help = "\
 Examples:
+  orchd demo
+      A fleet on this machine to play with; no GPU is needed
   orchd serve --engine http://127.0.0.1:8081
       One machine: put a gateway in front of a llama-server
   orchd serve --cloud --listen 10.0.0.1:8080
@@ -142,9 +146,14 @@ pub fn command() -> clap::Command {
 const CONNECTION: &str = "Connection";
 /// Verbs for which options of the connection mean nothing. `serve` connects to no control plane, and takes the token from
 /// whoever connects to it.
-const WITHOUT_CONNECTION: [(&str, &[&str]); 4] = [
+const WITHOUT_CONNECTION: [(&str, &[&str]); 5] = [
     ("serve", &["servers"]),
     ("probe", &["servers", "api_token", "api_token_file"]),
+    // Its parts have settings of their own; where commands would go otherwise it looks up.
+    (
+        "demo",
+        &["config", "servers", "api_token", "api_token_file", "ca"],
+    ),
     (
         "completions",
         &["config", "servers", "api_token", "api_token_file", "ca"],
@@ -229,6 +238,12 @@ Examples:
       A systemd unit"
     )]
     Config(ConfigCommand),
+    /// Try a fleet on this machine: a control plane, three agents and small engines
+    ///
+    /// Starts all of it as processes of their own, on loopback, and says what to try with it: chat, drain a node, kill
+    /// a part. No GPU and no model are needed: without --model the engines are built-in ones, which are no language models.
+    /// Nothing of it touches your own settings and state, or is left when it ends.
+    Demo(DemoArgs),
     /// Print a completion script for a shell
     ///
     /// Where the script belongs depends on the shell; see the examples. The script asks the `orchd` on the path what could stand

@@ -132,7 +132,7 @@ fn detail(event: &Event) -> String {
     printable(&parts.join(", "))
 }
 
-fn tone(kind: EventKind) -> Tone {
+pub(super) fn tone(kind: EventKind) -> Tone {
     match kind {
         EventKind::NodeOffline | EventKind::NodeFailed | EventKind::FleetHold => Tone::Bad,
         EventKind::NodeSuspect

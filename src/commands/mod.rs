@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod complete;
 pub mod config;
+mod demo;
 mod door;
 mod events;
 pub mod failure;
@@ -37,9 +38,9 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// to exit.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    load(arguments)
-        .map_err(Into::into)
-        .and_then(dispatch)
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    demo::process(&arguments)
+        .unwrap_or_else(|| load(arguments).map_err(Into::into).and_then(dispatch))
         .unwrap_or_else(|error| failure::report(&error))
 }
 
@@ -69,6 +70,10 @@ fn dispatch(loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Pools(command) => block_on(pools::pools(command, connect(cli.connect)?)),
         Command::Models(command) => block_on(models::models(command, connect(cli.connect)?)),
         Command::Events(args) => block_on(events::run(args, connect(cli.connect)?)),
+        Command::Demo(args) => {
+            args.check()?;
+            demo::run(&args, &cli.connect)
+        }
         Command::Completions(args) => generate::completions(args.shell),
         Command::Man(args) => generate::man(args.dir.as_deref()),
     }

@@ -41,6 +41,7 @@ const PICTURE: &[(&str, u8, &[&str])] = &[
     // Processes; siblings that do not know each other.
     ("server",         4, &["auth", "api", "gateway", "control", "admission", "store", "engines", "listen", "secrets", "service"]),
     ("agent",          4, &["agent::machine", "agent::inventory::snapshot", "agent::inventory::report", "auth", "client", "metrics", "relay", "engines", "listen", "secrets", "service"]),
+    ("demo",           4, &["client", "listen"]),
     // argv in; stdout, stderr, exit code out.
     ("cli",            5, &[]),
     ("config",         5, &["cli", "*"]),

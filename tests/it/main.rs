@@ -10,6 +10,7 @@ mod completions;
 mod config;
 mod config_aliases;
 mod config_command;
+mod demo;
 mod durability;
 mod engine_states;
 mod events;
