@@ -168,6 +168,7 @@ impl Directory {
                 prospective: route.prospective,
                 suspect: route.suspect,
                 slots_total: route.slots_total,
+                n_ctx: route.n_ctx,
             };
             let is_llamacpp = route.engine.as_deref() == Some(EngineKind::LlamaCpp.as_str());
             let same = old.iter().position(|e| {
@@ -286,6 +287,12 @@ impl Directory {
             .next()
             .filter(|_| known.next().is_none())
             .map(|known| known.ix)
+    }
+
+    /// Every known model and its number.
+    pub fn known(&self) -> impl Iterator<Item = (&Arc<str>, ModelIx)> {
+        let known = self.models.iter().filter(|(_, known)| known.pools > 0);
+        known.map(|(name, known)| (name, known.ix))
     }
 
     pub fn names(&self, most: usize) -> Vec<Arc<str>> {

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Clock;
 use crate::dispatch::{
-    Dispatch, Grant, Offer, PoolCounts, PoolIx, Quarantine, Ticket, Turn, Verdict,
+    Dispatch, Grant, Offer, PoolCounts, PoolIx, Quarantine, Ticket, Turn, Verdict, Want,
 };
 use crate::types::{Millis, Mono, NodeId, PoolId, Sample};
 
@@ -30,13 +30,13 @@ pub enum Refused {
     /// As many wait as may.
     #[error("the queue of this model is full")]
     QueueFull {
-        /// When a place is likely to be free.
+        /// When those who wait now are likely to have been served.
         retry_after_ms: Millis,
     },
     /// The bodies of those who wait take all the room there is for them.
     #[error("the bodies of waiting requests take as many bytes as they may")]
     NoRoom {
-        /// When a place is likely to be free.
+        /// When those who wait now are likely to have been served.
         retry_after_ms: Millis,
     },
     /// It waited longest when the queue was full, and the policy is that such a request gives way.
@@ -44,7 +44,7 @@ pub enum Refused {
         "the queue of this model was full, and this request, which had waited longest, gave way to a later one"
     )]
     Dropped {
-        /// When a place is likely to be free.
+        /// When those who wait now are likely to have been served.
         retry_after_ms: Millis,
     },
     /// It waited as long as it may.
@@ -57,6 +57,9 @@ pub enum Refused {
     #[error("the server is stopping")]
     ShuttingDown,
 }
+
+/// Pools whose numbers are read under one lock.
+const POOLS_AT_A_TIME: usize = 256;
 
 type Outcome = Result<Permit, Refused>;
 
@@ -96,6 +99,9 @@ pub struct Ask {
     pub weight: u32,
     /// Length of its body, which takes memory while it waits.
     pub bytes: u64,
+    /// Context that a slot must have for it, in tokens; 0 when any will do. Other than 0 for a request that was told that
+    /// its prompt is too long.
+    pub min_ctx: u64,
     /// The place it got on its first try.
     pub turn: Option<Turn>,
     /// A pool to leave out while another has room.
@@ -197,10 +203,14 @@ impl Admission {
                 return Err(Refused::ShuttingDown);
             }
             let turn = ask.turn.unwrap_or_else(|| state.dispatch.arrive(now));
-            let offer = state
-                .dispatch
-                .offer(now, turn, ask.model, ask.weight, ask.bytes, ask.avoid);
-            match offer {
+            let want = Want {
+                model: ask.model,
+                weight: ask.weight,
+                bytes: ask.bytes,
+                min_ctx: ask.min_ctx,
+                avoid: ask.avoid,
+            };
+            match state.dispatch.offer(now, turn, want) {
                 Offer::Granted(grant) => Ok(Ok(self.permit(state, turn, grant))),
                 Offer::Full { retry_after_ms } => Err(Refused::QueueFull { retry_after_ms }),
                 Offer::NoRoom { retry_after_ms } => Err(Refused::NoRoom { retry_after_ms }),
@@ -278,8 +288,38 @@ impl Admission {
         self.locked(|state, now| state.dispatch.eject(now, pool, failure));
     }
 
-    fn vindicate(self: &Arc<Self>, pool: PoolIx) {
-        self.locked(|state, now| state.dispatch.vindicate(now, pool));
+    fn pause(self: &Arc<Self>, pool: PoolIx, asked: Option<Millis>) {
+        self.locked(|state, now| state.dispatch.pause(now, pool, asked));
+    }
+
+    fn vindicate(self: &Arc<Self>, grant: Grant) {
+        self.locked(|state, now| state.dispatch.vindicate(now, grant));
+    }
+
+    /// An engine does not answer, or does so again: whoever says the one says the other. Until then its pool is granted
+    /// nothing, and those who wait for it wait on. Nothing happens when the pool is gone.
+    pub fn set_hung(self: &Arc<Self>, upstream: &Upstream, hung: bool) {
+        self.locked(|state, now| {
+            // Its place in the table may be another's by now.
+            if std::ptr::eq(
+                &raw const *state.upstreams[upstream.ix.0 as usize],
+                upstream,
+            ) {
+                state.dispatch.hang(now, upstream.ix, hung);
+            }
+        });
+    }
+
+    /// Whether a pool that serves the model now or may soon has at least so much context.
+    #[must_use]
+    pub fn has_context(&self, model: ModelIx, min_ctx: u64) -> bool {
+        self.state().dispatch.has_context(model, min_ctx)
+    }
+
+    /// Whether one more request may be tried again; if so, that is counted.
+    #[must_use]
+    pub fn may_retry(&self) -> bool {
+        self.state().dispatch.take_retry()
     }
 
     /// Is notified when a request was closed early, so that a reading of its engine soon tells whether its slot is free.
@@ -383,6 +423,46 @@ impl Admission {
         let directory = self.directory();
         let state = self.state();
         directory.end_running(&state, self.clock.now(), node_id)
+    }
+
+    /// Every pool that can be routed to and its numbers, in no order. `visit` runs outside the lock, which is held for a
+    /// few pools at a time.
+    pub fn each_pool(&self, mut visit: impl FnMut(&Upstream, PoolCounts)) {
+        let mut some = Vec::with_capacity(POOLS_AT_A_TIME);
+        let mut from = 0;
+        loop {
+            {
+                let state = self.state();
+                let now = self.clock.now();
+                let upstreams = state.upstreams.iter().skip(from).take(POOLS_AT_A_TIME);
+                from += upstreams.len();
+                some.extend(
+                    upstreams
+                        .filter(|upstream| state.dispatch.is_present(upstream.ix))
+                        .map(|upstream| {
+                            let counts = state.dispatch.counts(now, upstream.ix);
+                            (Arc::clone(upstream), counts)
+                        }),
+                );
+                if from >= state.upstreams.len() && some.is_empty() {
+                    return;
+                }
+            }
+            for (upstream, counts) in some.drain(..) {
+                visit(&upstream, counts);
+            }
+        }
+    }
+
+    /// How many requests wait for each known model, in no order.
+    #[must_use]
+    pub fn waiting_by_model(&self) -> Vec<(Arc<str>, usize)> {
+        let directory = self.directory();
+        let known: Vec<_> = directory.known().collect();
+        let state = self.state();
+        (known.into_iter())
+            .map(|(name, ix)| (Arc::clone(name), state.dispatch.waiting(ix)))
+            .collect()
     }
 
     /// Requests that wait for a model.

@@ -98,10 +98,17 @@ impl Permit {
         self.admission.eject(self.grant.pool, failure);
     }
 
-    /// The pool serves the request: earlier failures are forgotten.
+    /// The engine refused the request because it is busy, and nothing of it is there any more: nothing new goes there for
+    /// as long as it asked for, or for a second and longer each time.
+    pub fn busy(&mut self, retry_after: Option<Millis>) {
+        self.phase = Phase::Done;
+        self.admission.pause(self.grant.pool, retry_after);
+    }
+
+    /// The pool serves the request: earlier failures and refusals are forgotten.
     pub fn served(&mut self) {
         if self.grant.probe {
-            self.admission.vindicate(self.grant.pool);
+            self.admission.vindicate(self.grant);
         }
     }
 

@@ -48,6 +48,7 @@ fn start_with(settings: Settings, slots: u32) -> (Arc<Admission>, Ask) {
             model,
             weight: 1,
             bytes: 1,
+            min_ctx: 0,
             turn: None,
             avoid: None,
         },
@@ -83,7 +84,7 @@ async fn whoever_stops_waiting_leaves_the_line_and_loses_no_slot() {
     assert_eq!(
         admission.acquire(ask).await.err(),
         Some(Refused::QueueFull {
-            retry_after_ms: 60_000
+            retry_after_ms: 1_000
         })
     );
     second.abort();
@@ -110,7 +111,7 @@ async fn with_drop_lru_the_one_that_waited_longest_is_told_at_once_and_the_rest_
     }
     let dropped = waiting.remove(0).await.expect("ran").err();
     let wanted = Refused::Dropped {
-        retry_after_ms: 60_000,
+        retry_after_ms: 1_000,
     };
     assert_eq!(dropped, Some(wanted));
     assert_eq!(admission.waiting(ask.model), 2);

@@ -83,6 +83,7 @@ fn ask(admission: &Admission) -> admission::Ask {
         model: admission.model("m").expect("known"),
         weight: 1,
         bytes: 1,
+        min_ctx: 0,
         turn: None,
         avoid: None,
     }

@@ -6,16 +6,32 @@
 //! nothing. Called by `admission` alone, under its lock.
 //!
 //! Every call that may free capacity is followed by [`Dispatch::pump`], which says who is granted what.
+//!
+//! **Who is next.** A pool serves the oldest waiting request that its context is large enough for, over all its models.
+//! Context alone lets others pass: a request that needs more of it than a pool has is no concern of that pool. Slots do
+//! not: while the oldest needs more of them than are free, the pool keeps what is free for it, or heavy requests would
+//! starve behind light ones. There is one exception, between models: where slots that others use leave too few for the
+//! heavy one, whatever we do, younger requests of other models pass (those of its own never do).
+//!
+//! **Who is left out.** A pool that broke is *ejected*, and hopes of its models fall with it; one that refused because it
+//! is busy is *paused*, and one that does not answer is *hung*: nothing new goes there, and whoever waits for it waits
+//! on. After an ejection or a pause one request goes first, and the others follow when it was served.
 
+mod budget;
+mod health;
+mod line;
 mod model;
+mod pace;
 mod pool;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::types::{Millis, Mono, Sample};
+use crate::types::{Millis, Mono};
 
-use model::{Model, Waiting};
+use budget::RetryBudget;
+use model::Model;
+use pace::Pace;
 use pool::Pool;
 
 /// Periods and bounds that decide.
@@ -69,6 +85,8 @@ pub struct PoolSpec {
     pub suspect: bool,
     /// Slots in all, at least 1.
     pub slots_total: u32,
+    /// Context of one slot, in tokens, where it is known.
+    pub n_ctx: Option<u64>,
 }
 
 /// Slots of a pool that a request holds. Every one is given back by `release`, once.
@@ -80,8 +98,10 @@ pub struct Grant {
     pub pool: PoolIx,
     /// How many slots.
     pub weight: u32,
-    /// It is the one request that shows whether a pool is back after failures.
+    /// It is the one request that shows whether a pool is back after failures or refusals.
     pub probe: bool,
+    /// Its number among all grants.
+    pub pick: u64,
     /// When it was given.
     pub since: Mono,
 }
@@ -93,6 +113,21 @@ pub struct Turn {
     pub ticket: Ticket,
     /// When it has waited long enough.
     pub deadline: Mono,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// For which model.
+    pub model: ModelIx,
+    /// How many slots.
+    pub weight: u32,
+    /// What its body takes while it waits.
+    pub bytes: u64,
+    /// Context that a slot must have, in tokens; 0 when any will do.
+    pub min_ctx: u64,
+    /// A pool to leave out while another has room: the one that was tried last, so this is not the first try.
+    pub avoid: Option<PoolIx>,
 }
 
 /// How a pool failed.
@@ -123,12 +158,13 @@ pub enum Offer {
     Queued,
     /// The queue is full.
     Full {
-        /// When a place is likely to be free, from the rate at which slots were released.
+        /// When those who wait now are likely to have been served. A place is free before that, and taken by whoever
+        /// comes first; at that time there are as many as the queue has, for all who were refused meanwhile.
         retry_after_ms: Millis,
     },
     /// Its body does not fit beside those of the requests that wait.
     NoRoom {
-        /// When a place is likely to be free, as above.
+        /// When those who wait now, for any model, are likely to have been served.
         retry_after_ms: Millis,
     },
 }
@@ -144,7 +180,7 @@ pub enum Verdict {
     NoReadyPool,
     /// It gave way to a later request.
     Dropped {
-        /// When a place is likely to be free, from the rate at which slots were released.
+        /// When those who wait now are likely to have been served.
         retry_after_ms: Millis,
     },
 }
@@ -166,6 +202,10 @@ pub struct PoolCounts {
     pub quarantined: u32,
     /// Left out after failures.
     pub ejected: bool,
+    /// Left out because it said that it is busy.
+    pub paused: bool,
+    /// How often it was left out after failures since it was added.
+    pub ejections: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -192,6 +232,11 @@ pub struct Dispatch {
     dropped: Vec<(Ticket, Verdict)>,
     /// Bytes of the bodies of all that wait.
     waiting_bytes: u64,
+    /// How fast slots come back, over all models.
+    pace: Pace,
+    /// Slots of all pools.
+    fleet_slots: u64,
+    budget: RetryBudget,
     picks: u64,
     arrivals: u64,
 }
@@ -209,6 +254,9 @@ impl Dispatch {
             grown: Vec::new(),
             dropped: Vec::new(),
             waiting_bytes: 0,
+            pace: Pace::default(),
+            fleet_slots: 0,
+            budget: RetryBudget::default(),
             picks: 0,
             arrivals: 0,
         }
@@ -246,15 +294,19 @@ impl Dispatch {
             self.pool(ix).hopeful = false;
         }
         let pool = self.pool(ix);
-        pool.slots_total = spec.slots_total.max(1);
         if spec.accepting && !pool.accepting {
             // Its reader saw it come back.
             pool.forgive();
+            pool.hung_since = None;
         }
         pool.accepting = spec.accepting;
         pool.prospective = spec.prospective;
         pool.suspect = spec.suspect;
+        pool.ctx = spec.n_ctx.unwrap_or(0);
         pool.models = spec.models;
+        pool.present = true;
+        pool.slots_total = spec.slots_total.max(1);
+        self.resized(ix);
         self.recount(now, ix);
         self.grown.push(ix);
     }
@@ -267,8 +319,28 @@ impl Dispatch {
         pool.hopeful = false;
         pool.accepting = false;
         pool.prospective = false;
-        pool.removed = true;
+        pool.present = false;
+        pool.leaving = true;
+        self.resized(ix);
         self.vacate_if_unused(ix);
+    }
+
+    /// The slots of a pool may be more or fewer than before.
+    fn resized(&mut self, ix: PoolIx) {
+        let Self {
+            pools,
+            models,
+            fleet_slots,
+            ..
+        } = self;
+        let pool = &mut pools[ix.0 as usize];
+        let slots = if pool.present { pool.slots_total } else { 0 };
+        *fleet_slots = *fleet_slots - u64::from(pool.counted) + u64::from(slots);
+        pool.counted = slots;
+        for model in &pool.models {
+            let model = &mut models[model.0 as usize];
+            model.largest = model.largest.max(slots);
+        }
     }
 
     fn detach(&mut self, now: Mono, ix: PoolIx, models: &[ModelIx]) {
@@ -287,8 +359,8 @@ impl Dispatch {
 
     fn vacate_if_unused(&mut self, ix: PoolIx) {
         let pool = self.pool(ix);
-        if pool.removed && pool.ours == 0 && pool.quarantined() == 0 {
-            pool.removed = false;
+        if pool.leaving && pool.ours == 0 && pool.quarantined() == 0 {
+            pool.leaving = false;
             self.vacant.push(ix);
         }
     }
@@ -312,312 +384,6 @@ impl Dispatch {
         }
     }
 
-    /// The next place in line. A request keeps its own for as long as it is tried.
-    pub fn arrive(&mut self, now: Mono) -> Turn {
-        self.arrivals += 1;
-        Turn {
-            ticket: Ticket(self.arrivals),
-            deadline: now.plus(self.settings.queue_timeout_ms),
-        }
-    }
-
-    /// A request asks for `weight` slots of `model`; while it waits, its body takes `bytes`. It is granted a pool other
-    /// than `avoid` while there is one with room.
-    pub fn offer(
-        &mut self,
-        now: Mono,
-        turn: Turn,
-        model: ModelIx,
-        weight: u32,
-        bytes: u64,
-        avoid: Option<PoolIx>,
-    ) -> Offer {
-        let Turn { ticket, deadline } = turn;
-        let first = self
-            .model(model)
-            .queue
-            .front()
-            .is_none_or(|head| ticket < head.ticket);
-        if first {
-            let pool = self
-                .place(now, model, weight, avoid)
-                .or_else(|| self.place(now, model, weight, None));
-            if let Some(pool) = pool {
-                return Offer::Granted(self.grant(now, model, pool, weight));
-            }
-        }
-        // Whoever is tried again was admitted before.
-        let is_new = avoid.is_none();
-        if is_new && let Err(refusal) = self.make_room(now, model, bytes) {
-            return refusal;
-        }
-        self.waiting_bytes += bytes;
-        self.model(model).enqueue(Waiting {
-            ticket,
-            weight,
-            bytes,
-            arrived: now,
-            deadline,
-        });
-        self.arm_queue(model);
-        Offer::Queued
-    }
-
-    /// Finds a place in the queue of `model`, as the policy has it. Nobody gives way unless that makes the place.
-    fn make_room(&mut self, now: Mono, ix: ModelIx, bytes: u64) -> Result<(), Offer> {
-        let Settings {
-            queue_capacity,
-            policy,
-            queue_bytes,
-            ..
-        } = self.settings;
-        let waiting_bytes = self.waiting_bytes;
-        let model = self.model(ix);
-        let retry_after_ms = model.retry_after(now);
-        let full = model.queue.len() >= queue_capacity;
-        let gives_way = match (full, policy) {
-            (false, _) => None,
-            (true, Policy::Reject) => return Err(Offer::Full { retry_after_ms }),
-            // Nobody waits where nobody may.
-            (true, Policy::DropLru) => match model.queue.front() {
-                Some(head) => Some((head.ticket, head.bytes)),
-                None => return Err(Offer::Full { retry_after_ms }),
-            },
-        };
-        let freed = gives_way.map_or(0, |(_, bytes)| bytes);
-        if (waiting_bytes - freed).saturating_add(bytes) > queue_bytes {
-            return Err(Offer::NoRoom { retry_after_ms });
-        }
-        if let Some((ticket, _)) = gives_way {
-            self.cancel(ix, ticket);
-            self.dropped
-                .push((ticket, Verdict::Dropped { retry_after_ms }));
-        }
-        Ok(())
-    }
-
-    /// Takes a request out of its queue. False when it is in none.
-    fn dequeue(&mut self, model: ModelIx, ticket: Ticket) -> bool {
-        let found = self.model(model).dequeue(ticket);
-        self.waiting_bytes -= found.as_ref().map_or(0, |waiting| waiting.bytes);
-        found.is_some()
-    }
-
-    /// Sends everybody who waits away. Nobody is granted anything for it.
-    pub fn close(&mut self) {
-        for model in &mut self.models {
-            model.queue.clear();
-        }
-        self.waiting_bytes = 0;
-    }
-
-    /// A waiting request gives up its place. False when it has none, because its wait has ended already.
-    pub fn cancel(&mut self, model: ModelIx, ticket: Ticket) -> bool {
-        let was_first = self
-            .model(model)
-            .queue
-            .front()
-            .is_some_and(|head| head.ticket == ticket);
-        let found = self.dequeue(model, ticket);
-        if found && was_first {
-            // What the first one was too heavy for may fit the next.
-            let Self { models, grown, .. } = self;
-            grown.extend_from_slice(&models[model.0 as usize].pools);
-        }
-        found
-    }
-
-    /// The engine has begun to answer: its slots are certainly busy from here on.
-    pub fn answering(&mut self, grant: Grant) {
-        self.pool(grant.pool).answers(grant.weight);
-    }
-
-    /// Slots come back. `answering` is whether the engine had begun to answer.
-    pub fn release(&mut self, now: Mono, grant: Grant, answering: bool, quarantine: Quarantine) {
-        self.model(grant.model).released(now);
-        let pool = self.pool(grant.pool);
-        pool.end(grant, answering);
-        if let Quarantine::For(ms) = quarantine {
-            let until = now.plus(ms);
-            pool.quarantine.push(pool::Quarantined {
-                closed: now,
-                until,
-                weight: grant.weight,
-            });
-            self.arm(until, Timer::Pool(grant.pool));
-        }
-        self.grown.push(grant.pool);
-        self.vacate_if_unused(grant.pool);
-    }
-
-    /// A reading of an engine's slots.
-    pub fn observe(&mut self, now: Mono, ix: PoolIx, sample: Sample) {
-        let ttl = self.settings.sample_ttl_ms;
-        let pool = self.pool(ix);
-        if pool.observe(now, sample, ttl) {
-            let stale = pool.sample_until;
-            self.arm(stale, Timer::Pool(ix));
-        }
-        self.grown.push(ix);
-    }
-
-    /// The pool failed: it is left out for a second, twice as long each time, at most 30 s.
-    pub fn eject(&mut self, now: Mono, ix: PoolIx, failure: Failure) {
-        let is_last = |model: &ModelIx| self.models[model.0 as usize].hopeful <= 1;
-        if failure == Failure::Broken && self.pools[ix.0 as usize].models.iter().any(is_last) {
-            return;
-        }
-        let until = self.pool(ix).eject(now);
-        self.recount(now, ix);
-        self.arm(until, Timer::Pool(ix));
-    }
-
-    /// The pool served a request: earlier failures are forgotten.
-    pub fn vindicate(&mut self, now: Mono, ix: PoolIx) {
-        let pool = self.pool(ix);
-        if pool.strikes > 0 {
-            pool.forgive();
-            self.recount(now, ix);
-            self.grown.push(ix);
-        }
-    }
-
-    /// Gives free slots to those who wait, longest first. Appends who is granted what, after those who gave way.
-    pub fn pump(&mut self, now: Mono, out: &mut Vec<(Ticket, Verdict)>) {
-        out.append(&mut self.dropped);
-        while let Some(ix) = self.grown.pop() {
-            while let Some((model, ticket, weight)) = self.next_for(now, ix) {
-                // The pool with room for the oldest need not be this one: a better placed may have room as well.
-                let pool = self.place(now, model, weight, None).unwrap_or(ix);
-                self.dequeue(model, ticket);
-                let grant = self.grant(now, model, pool, weight);
-                out.push((ticket, Verdict::Granted(grant)));
-            }
-        }
-    }
-
-    /// The oldest of those first in line for one of this pool's models that the pool has room for.
-    fn next_for(&self, now: Mono, ix: PoolIx) -> Option<(ModelIx, Ticket, u32)> {
-        let pool = &self.pools[ix.0 as usize];
-        pool.models
-            .iter()
-            .filter_map(|model| {
-                self.models[model.0 as usize]
-                    .queue
-                    .front()
-                    .map(|head| (*model, head.ticket, head.weight))
-            })
-            .filter(|(_, _, weight)| pool.has_room(now, *weight))
-            .min_by_key(|(_, ticket, _)| *ticket)
-    }
-
-    /// Ends waits that lasted too long, and everything else that ends by itself.
-    pub fn expire(&mut self, now: Mono, out: &mut Vec<(Ticket, Verdict)>) {
-        while let Some(Reverse((at, timer))) = self.timers.peek().copied() {
-            if at > now {
-                break;
-            }
-            self.timers.pop();
-            match timer {
-                Timer::Pool(ix) => {
-                    self.pool(ix).expire(now);
-                    self.vacate_if_unused(ix);
-                    self.recount(now, ix);
-                    self.grown.push(ix);
-                }
-                // Another time means that an earlier timer has taken this one's place.
-                Timer::Queue(model) if self.model(model).armed == Some(at) => {
-                    self.expire_queue(now, model, out)
-                }
-                Timer::Queue(_) => {}
-            }
-        }
-        self.pump(now, out);
-    }
-
-    fn expire_queue(&mut self, now: Mono, ix: ModelIx, out: &mut Vec<(Ticket, Verdict)>) {
-        let no_pool_wait_ms = self.settings.no_pool_wait_ms;
-        let mut freed = 0;
-        let model = self.model(ix);
-        model.armed = None;
-        while let Some(head) = model.queue.front() {
-            let verdict = if head.deadline <= now {
-                Verdict::QueueTimeout
-            } else if model
-                .hopeless_at(head, no_pool_wait_ms)
-                .is_some_and(|at| at <= now)
-            {
-                Verdict::NoReadyPool
-            } else {
-                break;
-            };
-            freed += head.bytes;
-            out.push((head.ticket, verdict));
-            model.queue.pop_front();
-        }
-        self.waiting_bytes -= freed;
-        self.arm_queue(ix);
-        let Self { models, grown, .. } = self;
-        grown.extend_from_slice(&models[ix.0 as usize].pools);
-    }
-
-    /// When `expire` has something to do next, at the earliest.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Mono> {
-        self.timers.peek().map(|Reverse((at, _))| *at)
-    }
-
-    fn arm(&mut self, at: Mono, timer: Timer) {
-        self.timers.push(Reverse((at, timer)));
-    }
-
-    fn arm_queue(&mut self, ix: ModelIx) {
-        let no_pool_wait_ms = self.settings.no_pool_wait_ms;
-        let model = self.model(ix);
-        let Some(head) = model.queue.front() else {
-            return;
-        };
-        let at = model
-            .hopeless_at(head, no_pool_wait_ms)
-            .map_or(head.deadline, |at| at.min(head.deadline));
-        if model.armed.is_none_or(|armed| at < armed) {
-            model.armed = Some(at);
-            self.arm(at, Timer::Queue(ix));
-        }
-    }
-
-    /// Good before suspect, then the lowest busy share of slots, then the least recently picked.
-    fn place(
-        &self,
-        now: Mono,
-        model: ModelIx,
-        weight: u32,
-        avoid: Option<PoolIx>,
-    ) -> Option<PoolIx> {
-        self.models[model.0 as usize]
-            .pools
-            .iter()
-            .copied()
-            .filter(|ix| Some(*ix) != avoid)
-            .filter(|ix| self.pools[ix.0 as usize].has_room(now, weight))
-            .min_by(|a, b| self.pools[a.0 as usize].rank(now, &self.pools[b.0 as usize]))
-    }
-
-    fn grant(&mut self, now: Mono, model: ModelIx, ix: PoolIx, weight: u32) -> Grant {
-        self.picks += 1;
-        let picks = self.picks;
-        let pool = self.pool(ix);
-        let weight = weight.clamp(1, pool.slots_total);
-        pool.take(now, weight, picks);
-        Grant {
-            model,
-            pool: ix,
-            weight,
-            probe: pool.probing,
-            since: now,
-        }
-    }
-
     /// A pool's numbers.
     #[must_use]
     pub fn counts(&self, now: Mono, ix: PoolIx) -> PoolCounts {
@@ -636,6 +402,25 @@ impl Dispatch {
         self.waiting_bytes
     }
 
+    /// Whether a place in the table is a pool's that can be routed to: one that was added, and not removed since.
+    #[must_use]
+    pub fn is_present(&self, ix: PoolIx) -> bool {
+        self.pools[ix.0 as usize].present
+    }
+
+    /// Whether a pool that serves the model now or may soon has at least so much context.
+    #[must_use]
+    pub fn has_context(&self, model: ModelIx, min_ctx: u64) -> bool {
+        (self.models[model.0 as usize].pools.iter())
+            .map(|ix| &self.pools[ix.0 as usize])
+            .any(|pool| pool.prospective && pool.ctx >= min_ctx)
+    }
+
+    /// Whether one more request may be tried again; if so, that is counted.
+    pub fn take_retry(&mut self) -> bool {
+        self.budget.take(self.fleet_slots)
+    }
+
     fn pool(&mut self, ix: PoolIx) -> &mut Pool {
         &mut self.pools[ix.0 as usize]
     }
@@ -645,5 +430,7 @@ impl Dispatch {
     }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

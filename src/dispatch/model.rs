@@ -4,18 +4,15 @@ use std::collections::VecDeque;
 
 use crate::types::{Millis, Mono};
 
+use super::pace::Pace;
 use super::{PoolIx, Ticket};
-
-/// Releases from which the rate is measured.
-const RATE_WINDOW: usize = 32;
-/// Bounds of a `Retry-After` (contract §3).
-const RETRY_AFTER_MIN_MS: Millis = 1_000;
-const RETRY_AFTER_MAX_MS: Millis = 60_000;
 
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub ticket: Ticket,
     pub weight: u32,
+    /// Context that a slot must have for it.
+    pub min_ctx: u64,
     /// Length of its body.
     pub bytes: u64,
     /// When it joined this queue.
@@ -28,13 +25,16 @@ pub(super) struct Model {
     pub pools: Vec<PoolIx>,
     /// In order of arrival.
     pub queue: VecDeque<Waiting>,
+    /// The most slots that a pool of it has had: no request takes more.
+    pub largest: u32,
+    /// How fast its slots come back.
+    pub pace: Pace,
     /// Pools that serve now or may soon.
     pub hopeful: u32,
     /// When the last of them was lost.
     hopeless_since: Mono,
     /// When the queue's timer fires.
     pub armed: Option<Mono>,
-    releases: VecDeque<Mono>,
 }
 
 impl Model {
@@ -72,19 +72,35 @@ impl Model {
         self.queue.remove(at)
     }
 
-    pub fn released(&mut self, now: Mono) {
-        if self.releases.len() == RATE_WINDOW {
-            self.releases.pop_front();
-        }
-        self.releases.push_back(now);
+    /// The first in line of those to whom a slot with so much context will do.
+    pub fn first_for(&self, ctx: u64) -> Option<&Waiting> {
+        self.queue.iter().find(|waiting| waiting.min_ctx <= ctx)
     }
 
-    /// How long until as many requests as wait now have been served, at the rate of the last releases.
-    pub fn retry_after(&self, now: Mono) -> Millis {
-        let Some(first) = self.releases.front() else {
-            return RETRY_AFTER_MAX_MS;
-        };
-        let each = now.since(*first) / self.releases.len() as u64;
-        (each * self.queue.len() as u64).clamp(RETRY_AFTER_MIN_MS, RETRY_AFTER_MAX_MS)
+    /// The least context that will do for one of those before `ticket`: a pool with as much is theirs first.
+    pub fn least_ctx_before(&self, ticket: Ticket) -> Option<u64> {
+        let mut least = None;
+        for waiting in &self.queue {
+            // Nearly always the first one settles it.
+            if waiting.ticket >= ticket || least == Some(0) {
+                break;
+            }
+            least = Some(least.map_or(waiting.min_ctx, |least: u64| least.min(waiting.min_ctx)));
+        }
+        least
+    }
+
+    /// Slots that those who wait will take, in all.
+    pub fn waiting_slots(&self) -> u64 {
+        (self.queue.iter())
+            .map(|waiting| u64::from(waiting.weight.clamp(1, self.largest.max(1))))
+            .sum()
+    }
+
+    /// How long until those who wait now have been served, and one more that takes so many slots.
+    pub fn retry_after(&self, now: Mono, weight: u32) -> Millis {
+        let one_more = u64::from(weight.clamp(1, self.largest.max(1)));
+        self.pace
+            .until_served(now, self.waiting_slots().saturating_add(one_more))
     }
 }

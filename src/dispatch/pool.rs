@@ -6,9 +6,16 @@ use crate::types::{Millis, Mono, Sample};
 
 use super::{Grant, ModelIx, PoolCounts};
 
-/// First ejection of a pool, and the longest (contract §3).
-const EJECT_FIRST_MS: Millis = 1_000;
-const EJECT_LONGEST_MS: Millis = 30_000;
+/// First ejection or pause of a pool, and the longest (contract §3).
+const FIRST_MS: Millis = 1_000;
+const LONGEST_MS: Millis = 30_000;
+/// Shortest pause: an engine that asks to be asked again at once is asked soon.
+const SHORTEST_PAUSE_MS: Millis = 100;
+
+/// Twice as long each time.
+fn doubled(times: u32) -> Millis {
+    (FIRST_MS << times.min(5)).min(LONGEST_MS)
+}
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Quarantined {
@@ -17,6 +24,19 @@ pub(super) struct Quarantined {
     /// When it counts as gone without anybody's word.
     pub until: Mono,
     pub weight: u32,
+    /// Slots of it that the last reading, begun after the close, may still show.
+    pub shown: u32,
+}
+
+impl Quarantined {
+    pub fn new(closed: Mono, until: Mono, weight: u32) -> Self {
+        Self {
+            closed,
+            until,
+            weight,
+            shown: 0,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -27,9 +47,15 @@ pub(super) struct Pool {
     pub suspect: bool,
     /// Counted among its models' pools that may serve soon.
     pub hopeful: bool,
-    /// Gone; the place is kept for the requests that still run.
-    pub removed: bool,
+    /// Added, and not removed since.
+    pub present: bool,
+    /// Removed; the place is kept for the requests that still run.
+    pub leaving: bool,
     pub slots_total: u32,
+    /// What of it the fleet's slots have in them.
+    pub counted: u32,
+    /// Context of one slot in tokens, 0 where it is unknown.
+    pub ctx: u64,
     /// Slots of requests that run.
     pub ours: u32,
     /// Since when each of those requests runs, in no order: as many as fit into the slots.
@@ -37,6 +63,8 @@ pub(super) struct Pool {
     pub quarantine: Vec<Quarantined>,
     /// The most that `ours` and the quarantine came to since the last reading.
     peak: u32,
+    /// The most slots beyond one for each request since then: a reader counts requests.
+    peak_extra: u32,
     /// Slots of requests that the engine has begun to answer, now and at the fewest since the last reading: those were
     /// busy throughout.
     answering: u32,
@@ -48,8 +76,14 @@ pub(super) struct Pool {
     pub ejected_until: Option<Mono>,
     /// Failures in a row.
     pub strikes: u32,
-    /// After an ejection one request goes first, and shows whether the pool is back: it is under way.
-    pub probing: bool,
+    pub ejections: u64,
+    pub paused_until: Option<Mono>,
+    /// Refusals in a row.
+    refusals: u32,
+    /// Its engine does not answer.
+    pub hung_since: Option<Mono>,
+    /// After an ejection or a pause one request goes first, and shows whether the pool is back: the one under way.
+    probe: Option<u64>,
     picked: u64,
 }
 
@@ -87,12 +121,29 @@ impl Pool {
         self.ejected_until.is_some_and(|until| now < until)
     }
 
+    pub fn is_paused(&self, now: Mono) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
+
+    /// It failed or refused, and has served nothing since.
+    fn is_on_trial(&self) -> bool {
+        self.strikes > 0 || self.refusals > 0
+    }
+
     pub fn has_room(&self, now: Mono, weight: u32) -> bool {
         let free = self.slots_total - self.busy(now);
         self.accepting
+            && self.hung_since.is_none()
+            && self.probe.is_none()
             && !self.is_ejected(now)
-            && !self.probing
+            && !self.is_paused(now)
             && free >= weight.clamp(1, self.slots_total)
+    }
+
+    /// There will be room as soon as enough of our own requests have ended: nothing else stands in the way.
+    pub fn will_have_room(&self, now: Mono, weight: u32) -> bool {
+        let ever_free = self.slots_total - self.external(now).min(self.slots_total);
+        ever_free >= weight.clamp(1, self.slots_total)
     }
 
     /// Smaller is better placed.
@@ -105,12 +156,23 @@ impl Pool {
             .then(self.picked.cmp(&other.picked))
     }
 
-    pub fn take(&mut self, now: Mono, weight: u32, pick: u64) {
+    /// A request gets slots. True when it is the one that shows whether the pool is back.
+    pub fn take(&mut self, now: Mono, weight: u32, pick: u64) -> bool {
         self.ours += weight;
         self.since.push(now);
         self.picked = pick;
-        self.probing = self.strikes > 0;
         self.peak = self.peak.max(self.own());
+        self.peak_extra = self.peak_extra.max(self.extra());
+        let probe = self.is_on_trial();
+        if probe {
+            self.probe = Some(pick);
+        }
+        probe
+    }
+
+    /// Slots beyond one for each request.
+    fn extra(&self) -> u32 {
+        self.ours.saturating_sub(self.requests())
     }
 
     /// The engine has begun to answer a request.
@@ -128,7 +190,9 @@ impl Pool {
         let at = running.position(|since| *since == grant.since);
         self.since
             .swap_remove(at.expect("a grant is given back once"));
-        self.probing &= !grant.probe;
+        if self.is_probed_by(grant) {
+            self.probe = None;
+        }
         if answering {
             self.answering = self
                 .answering
@@ -143,18 +207,27 @@ impl Pool {
         if let Some(begun) = sample.begun {
             // Busy slots that are not certainly those of running requests may still be those that were closed early.
             let mut unexplained = sample.busy.saturating_sub(self.answering_floor);
-            self.quarantine.retain(|q| {
-                let held = q.closed >= begun || unexplained > 0;
-                if q.closed < begun {
-                    unexplained = unexplained.saturating_sub(q.weight);
+            self.quarantine.retain_mut(|q| {
+                if q.closed >= begun {
+                    return true;
                 }
-                held
+                q.shown = q.weight.min(unexplained);
+                unexplained -= q.shown;
+                q.shown > 0
             });
+            if self.hung_since.is_some_and(|since| since <= begun) {
+                // It answered its reader.
+                self.hung_since = None;
+            }
         }
         self.answering_floor = self.answering;
-        let now_ours = self.own();
-        let ours = sample.ours.unwrap_or(self.peak.max(now_ours));
-        self.peak = now_ours;
+        let own = self.own();
+        let ours = match sample.ours {
+            Some(requests) => requests.saturating_add(self.peak_extra),
+            None => self.peak.max(own),
+        };
+        self.peak = own;
+        self.peak_extra = self.extra();
         self.slots_total = sample.slots_total.max(1);
         self.external = sample.busy.saturating_sub(ours);
         self.sample_until = now.plus(ttl_ms);
@@ -166,25 +239,67 @@ impl Pool {
         if let Some(until) = self.ejected_until.filter(|until| now < *until) {
             return until;
         }
-        let longer = EJECT_FIRST_MS << self.strikes.min(5);
-        let until = now.plus(longer.min(EJECT_LONGEST_MS));
+        let until = now.plus(doubled(self.strikes));
         self.strikes = self.strikes.saturating_add(1);
+        self.ejections += 1;
         self.ejected_until = Some(until);
+        self.probe = None;
         until
     }
 
-    /// Earlier failures say nothing any more.
-    pub fn forgive(&mut self) {
-        self.strikes = 0;
-        self.probing = false;
-        self.ejected_until = None;
+    /// Gives the engine the time it asked for, or longer each time, and says until when. Refusals of requests that were
+    /// there together are one, and the longest time asked for counts.
+    pub fn pause(&mut self, now: Mono, asked: Option<Millis>) -> Mono {
+        let asked = asked.map(|ms| ms.clamp(SHORTEST_PAUSE_MS, LONGEST_MS));
+        let until = match self.paused_until.filter(|until| now < *until) {
+            Some(until) => asked.map_or(until, |ms| until.max(now.plus(ms))),
+            None => {
+                let ms = asked.unwrap_or(doubled(self.refusals));
+                self.refusals = self.refusals.saturating_add(1);
+                self.probe = None;
+                now.plus(ms)
+            }
+        };
+        self.paused_until = Some(until);
+        until
     }
 
-    pub fn expire(&mut self, now: Mono) {
-        self.quarantine.retain(|q| now < q.until);
+    /// Whether this request is the one that shows that the pool is back.
+    pub fn is_probed_by(&self, grant: Grant) -> bool {
+        self.probe == Some(grant.pick)
+    }
+
+    /// Earlier failures and refusals say nothing any more.
+    pub fn forgive(&mut self) {
+        self.strikes = 0;
+        self.refusals = 0;
+        self.probe = None;
+        self.ejected_until = None;
+        self.paused_until = None;
+    }
+
+    /// Ends what ends by itself. True when slots count as taken by others from now on, for a time.
+    pub fn expire(&mut self, now: Mono) -> bool {
+        let mut shown = 0_u32;
+        self.quarantine.retain(|q| {
+            if q.until <= now {
+                shown = shown.saturating_add(q.shown);
+            }
+            now < q.until
+        });
         if !self.is_ejected(now) {
             self.ejected_until = None;
         }
+        if !self.is_paused(now) {
+            self.paused_until = None;
+        }
+        // The last reading may still show them. It has a longer word than our patience: they are somebody's.
+        let seen = shown > 0 && now < self.sample_until;
+        if seen {
+            self.external = self.external.saturating_add(shown);
+            self.peak = self.peak.saturating_sub(shown).max(self.own());
+        }
+        seen
     }
 
     pub fn counts(&self, now: Mono) -> PoolCounts {
@@ -196,6 +311,8 @@ impl Pool {
             oldest: self.since.iter().min().copied(),
             quarantined: self.quarantined(),
             ejected: self.is_ejected(now),
+            paused: self.is_paused(now),
+            ejections: self.ejections,
         }
     }
 }

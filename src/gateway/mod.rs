@@ -249,6 +249,7 @@ impl Exchange<'_> {
             model: self.model,
             weight: self.weight,
             bytes: self.outgoing.body.len() as u64,
+            min_ctx: 0,
             turn: None,
             avoid: None,
         };

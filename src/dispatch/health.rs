@@ -1,0 +1,49 @@
+//! Health by outcome: what failed, refused or does not answer is left out for a while.
+
+use crate::types::{Millis, Mono};
+
+use super::{Dispatch, Failure, Grant, ModelIx, PoolIx, Timer};
+
+impl Dispatch {
+    /// The pool failed: it is left out for a second, twice as long each time, at most 30 s.
+    pub fn eject(&mut self, now: Mono, ix: PoolIx, failure: Failure) {
+        let is_last = |model: &ModelIx| self.models[model.0 as usize].hopeful <= 1;
+        if failure == Failure::Broken && self.pools[ix.0 as usize].models.iter().any(is_last) {
+            return;
+        }
+        let until = self.pool(ix).eject(now);
+        self.recount(now, ix);
+        self.arm(until, Timer::Pool(ix));
+    }
+
+    /// The engine is busy, not broken: nothing new goes there for as long as it asked for (between 100 ms and 30 s), or
+    /// for a second, twice as long each time, at most 30 s. It may serve soon all the same: whoever waits for it waits on.
+    pub fn pause(&mut self, now: Mono, ix: PoolIx, asked: Option<Millis>) {
+        let until = self.pool(ix).pause(now, asked);
+        self.arm(until, Timer::Pool(ix));
+        self.grown.push(ix);
+    }
+
+    /// The engine does not answer, or does so again. Until then nothing new goes there; whoever waits for it waits on.
+    /// A reading begun after it was found silent shows as well that it answers.
+    pub fn hang(&mut self, now: Mono, ix: PoolIx, hung: bool) {
+        let pool = self.pool(ix);
+        if hung {
+            pool.hung_since.get_or_insert(now);
+        } else {
+            pool.hung_since = None;
+            self.grown.push(ix);
+        }
+    }
+
+    /// The pool served a request. When it is the one that was to show whether it is back, earlier failures and refusals
+    /// are forgotten.
+    pub fn vindicate(&mut self, now: Mono, grant: Grant) {
+        let pool = self.pool(grant.pool);
+        if pool.is_probed_by(grant) {
+            pool.forgive();
+            self.recount(now, grant.pool);
+            self.grown.push(grant.pool);
+        }
+    }
+}
