@@ -232,7 +232,6 @@ impl World {
         seen.spec = spec;
     }
 
-    /// `first` is whether it is the request's first try.
     fn offer(&mut self, turn: Turn, want: Want) {
         let full = self.dispatch.waiting(want.model) >= self.capacity;
         let bytes = self.dispatch.waiting_bytes() + want.bytes;
@@ -619,7 +618,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_keeps_order_and_slots_and_everybodys_wait_ends(
