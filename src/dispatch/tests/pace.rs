@@ -2,19 +2,23 @@
 
 use super::*;
 
+/// By a request's number.
+type Lasts = fn(u64) -> Millis;
+type Weighs = fn(u64) -> u32;
+
 /// One model under load, in simulated time. Requests last as long as `lasts` says, by their number.
 struct Load {
     b: Bench,
     now: Mono,
-    lasts: fn(u64) -> Millis,
-    weighs: fn(u64) -> u32,
+    lasts: Lasts,
+    weighs: Weighs,
     /// What runs, and when it ends.
     running: Vec<(Mono, Grant)>,
     served: Vec<(Ticket, Mono)>,
 }
 
 impl Load {
-    fn new(pools: &[u32], queue_capacity: usize, lasts: fn(u64) -> Millis) -> Self {
+    fn new(pools: &[u32], queue_capacity: usize, lasts: Lasts) -> Self {
         let mut b = Bench::new();
         b.dispatch = Dispatch::new(Settings {
             queue_capacity,
@@ -137,7 +141,7 @@ fn scattered(of: u64, below: u64) -> u64 {
 #[test]
 fn at_any_steady_pace_a_refused_request_is_told_within_a_factor_of_two_when_it_would_have_been_served()
  {
-    let paces: [(&str, &[u32], usize, fn(u64) -> Millis); 6] = [
+    let paces: [(&str, &[u32], usize, Lasts); 6] = [
         ("one every 100 ms", &[1], 64, |_| 100),
         ("one a second", &[1], 12, |_| 1_000),
         ("one a second of eight slots", &[4, 4], 20, |pick| {
@@ -178,7 +182,7 @@ fn an_idle_minute_does_not_spoil_what_is_known_of_the_pace() {
 
 #[test]
 fn what_waits_is_counted_in_slots() {
-    let weights: [(&str, fn(u64) -> u32); 4] = [
+    let weights: [(&str, Weighs); 4] = [
         ("all take two of four", |_| 2),
         ("one, two or three", |ticket| {
             1 + scattered(ticket, 3) as u32
