@@ -393,10 +393,9 @@ impl Directory {
         }
     }
 
-    /// Every known model and its number.
-    pub fn known(&self) -> impl Iterator<Item = (&Arc<str>, ModelIx)> {
-        let known = self.models.iter().filter(|(_, known)| known.pools > 0);
-        known.map(|(name, known)| (name, known.ix))
+    /// Every model that there is or was, and whether it is listed.
+    pub fn all(&self) -> impl Iterator<Item = (&Arc<str>, ModelIx, bool)> {
+        (self.models.iter()).map(|(name, known)| (name, known.ix, known.is_listed()))
     }
 
     pub fn name(&self, ix: ModelIx) -> Option<Arc<str>> {

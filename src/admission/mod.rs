@@ -499,10 +499,12 @@ impl Admission {
     #[must_use]
     pub fn waiting_by_model(&self) -> Vec<(Arc<str>, usize)> {
         let directory = self.directory();
-        let known: Vec<_> = directory.known().collect();
         let state = self.state();
-        (known.into_iter())
-            .map(|(name, ix)| (Arc::clone(name), state.dispatch.waiting(ix)))
+        // Somebody may wait for one that went just now.
+        (directory.all())
+            .map(|(name, ix, listed)| (name, state.dispatch.waiting(ix), listed))
+            .filter(|(_, waiting, listed)| *listed || *waiting > 0)
+            .map(|(name, waiting, _)| (Arc::clone(name), waiting))
             .collect()
     }
 

@@ -99,7 +99,7 @@ impl Permit {
     }
 
     /// The engine refused the request because it is busy, and nothing of it is there any more: nothing new goes there for
-    /// as long as it asked for, or for a second and longer each time.
+    /// as long as it asked for, or for 250 ms and longer each time.
     pub fn busy(&mut self, retry_after: Option<Millis>) {
         self.phase = Phase::Done;
         self.admission.pause(self.grant.pool, retry_after);

@@ -87,7 +87,7 @@ async fn whoever_stops_waiting_leaves_the_line_and_loses_no_slot() {
     assert_eq!(
         admission.acquire(ask).await.err(),
         Some(Refused::QueueFull {
-            retry_after_ms: 60_000
+            retry_after_ms: 1_000
         })
     );
     second.abort();
@@ -114,7 +114,7 @@ async fn with_drop_lru_the_one_that_waited_longest_is_told_at_once_and_the_rest_
     }
     let dropped = waiting.remove(0).await.expect("ran").err();
     let wanted = Refused::Dropped {
-        retry_after_ms: 60_000,
+        retry_after_ms: 1_000,
     };
     assert_eq!(dropped, Some(wanted));
     assert_eq!(admission.waiting(ask.model), 2);
@@ -214,4 +214,102 @@ async fn a_pool_that_goes_is_counted_until_its_requests_have_ended_and_its_model
         (views.len(), views[0].slots, views[0].n_ctx),
         (1, 4, Some((2048, 2048)))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_says_it_is_busy_is_asked_again_after_its_time_by_the_one_it_refused() {
+    let (admission, ask) = start(1);
+    let mut refused = admission.acquire(ask).await.expect("a slot is free");
+    refused.sent();
+    refused.busy(Some(3_000));
+    let again = Ask {
+        turn: Some(refused.turn()),
+        avoid: Some(refused.pool()),
+        ..ask
+    };
+    drop(refused);
+    let began = tokio::time::Instant::now();
+    let (behind, first) = (
+        wait_for(&admission, ask),
+        admission.acquire(again).await.expect("the pool is back"),
+    );
+    assert_eq!(began.elapsed(), Duration::from_secs(3));
+    assert_eq!(admission.waiting(ask.model), 1);
+    let mut first = first;
+    first.served();
+    first.done();
+    drop(first);
+    drop(behind.await.expect("ran").expect("granted"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_pool_is_granted_nothing_and_whoever_took_its_place_is_not_hung() {
+    let (admission, ask) = start(1);
+    let permit = admission.acquire(ask).await.expect("a slot is free");
+    let old = Arc::clone(permit.upstream());
+    drop(permit);
+    admission.set_hung(&old, true);
+    let waiting = wait_for(&admission, ask);
+    tokio::task::yield_now().await;
+    assert_eq!(admission.waiting(ask.model), 1);
+    admission.set_hung(&old, false);
+    drop(waiting.await.expect("ran").expect("granted"));
+
+    admission.set_node(&node(), &[]);
+    admission.set_node(&node(), &[route("q", 1)]);
+    admission.set_hung(&old, true);
+    let permit = admission.acquire(ask).await.expect("a slot is free");
+    assert_eq!(permit.pool(), old.ix, "the same place in the table");
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_read_every_pool_and_every_line() {
+    let (admission, ask) = start(1);
+    let routes: Vec<PoolRoute> = (0..2 * POOLS_AT_A_TIME)
+        .map(|nth| route(&format!("p{nth}"), 1))
+        .collect();
+    admission.set_node(&NodeId::new("n2").expect("good"), &routes);
+    admission.set_node(&node(), &[]);
+    let mut permit = admission.acquire(ask).await.expect("a slot is free");
+    permit.sent();
+    permit.failed(Failure::Refused);
+    let mut seen = std::collections::HashSet::new();
+    let (mut running, mut ejections) = (0, 0);
+    admission.each_pool(|upstream, counts| {
+        assert_eq!(upstream.node_id.as_str(), "n2");
+        assert!(seen.insert(upstream.pool_id.clone()), "once each");
+        running += counts.running;
+        ejections += counts.ejections;
+    });
+    assert_eq!(
+        (seen.len(), running, ejections),
+        (2 * POOLS_AT_A_TIME, 1, 1)
+    );
+    admission.set_node(&NodeId::new("n2").expect("good"), &routes[..0]);
+    admission.set_node(&node(), &[route("p", 1)]);
+    let _held = admission.acquire(ask).await.expect("a slot is free");
+    let _waiting = wait_for(&admission, ask);
+    tokio::task::yield_now().await;
+    assert_eq!(admission.waiting_by_model(), vec![("m".into(), 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prompt_that_was_too_long_goes_to_a_pool_with_more_context_and_retries_are_counted() {
+    let (admission, ask) = start(1);
+    assert!(admission.has_context(ask.model, 2_048));
+    assert!(!admission.has_context(ask.model, 2_049));
+    let large = PoolRoute {
+        n_ctx: Some(8_192),
+        ..route("large", 1)
+    };
+    admission.set_node(&node(), &[route("p", 1), large]);
+    assert!(admission.has_context(ask.model, 2_049));
+    let long = Ask {
+        min_ctx: 2_049,
+        ..ask
+    };
+    let permit = admission.acquire(long).await.expect("a slot is free");
+    assert_eq!(permit.upstream().pool_id.as_str(), "large");
+    let retries = (0..100).filter(|_| admission.may_retry()).count();
+    assert_eq!(retries, 50);
 }

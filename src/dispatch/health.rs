@@ -17,7 +17,7 @@ impl Dispatch {
     }
 
     /// The engine is busy, not broken: nothing new goes there for as long as it asked for (between 100 ms and 30 s), or
-    /// for a second, twice as long each time, at most 30 s. It may serve soon all the same: whoever waits for it waits on.
+    /// for 250 ms, twice as long each time, at most 30 s. It may serve soon all the same: whoever waits for it waits on.
     pub fn pause(&mut self, now: Mono, ix: PoolIx, asked: Option<Millis>) {
         let until = self.pool(ix).pause(now, asked);
         self.arm(until, Timer::Pool(ix));

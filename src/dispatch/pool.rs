@@ -6,15 +6,17 @@ use crate::types::{Millis, Mono, Sample};
 
 use super::{Grant, ModelIx, PoolCounts};
 
-/// First ejection or pause of a pool, and the longest (contract §3).
+/// First ejection of a pool, and the longest (contract §3).
 const FIRST_MS: Millis = 1_000;
 const LONGEST_MS: Millis = 30_000;
+/// First pause of a pool that asks for none: as long as the first retry at the same pool waits (contract §3).
+const FIRST_PAUSE_MS: Millis = 250;
 /// Shortest pause: an engine that asks to be asked again at once is asked soon.
 const SHORTEST_PAUSE_MS: Millis = 100;
 
 /// Twice as long each time.
-fn doubled(times: u32) -> Millis {
-    (FIRST_MS << times.min(5)).min(LONGEST_MS)
+fn doubled(first: Millis, times: u32) -> Millis {
+    (first << times.min(7)).min(LONGEST_MS)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -239,7 +241,7 @@ impl Pool {
         if let Some(until) = self.ejected_until.filter(|until| now < *until) {
             return until;
         }
-        let until = now.plus(doubled(self.strikes));
+        let until = now.plus(doubled(FIRST_MS, self.strikes));
         self.strikes = self.strikes.saturating_add(1);
         self.ejections += 1;
         self.ejected_until = Some(until);
@@ -254,7 +256,7 @@ impl Pool {
         let until = match self.paused_until.filter(|until| now < *until) {
             Some(until) => asked.map_or(until, |ms| until.max(now.plus(ms))),
             None => {
-                let ms = asked.unwrap_or(doubled(self.refusals));
+                let ms = asked.unwrap_or(doubled(FIRST_PAUSE_MS, self.refusals));
                 self.refusals = self.refusals.saturating_add(1);
                 self.probe = None;
                 now.plus(ms)

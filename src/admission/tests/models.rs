@@ -30,6 +30,7 @@ fn ask(admission: &Arc<Admission>, model: &str) -> Ask {
         bytes: 1,
         turn: None,
         avoid: None,
+        min_ctx: 0,
     }
 }
 

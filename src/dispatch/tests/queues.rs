@@ -104,7 +104,7 @@ fn bodies_of_waiting_requests_take_so_many_bytes_over_all_models_and_running_one
                 at(1),
                 turn,
                 Want {
-                    avoid: avoid,
+                    avoid,
                     ..want(model, 1, bytes)
                 },
             );
