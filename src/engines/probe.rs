@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::clock::Clock;
 
 use super::handoff::{self, Scanner};
-use super::roster::{Claim, PassedOver, Roster, Source};
+use super::roster::{PassedOver, Roster, Source};
 use super::{Engine, Http, IDLE, Reading, reader};
 
 /// Everything that was found.
@@ -39,13 +39,7 @@ pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) 
         scanner = again;
         tokio::time::sleep(handoff::RETRY).await;
     };
-    let claims: Vec<Claim> = configured
-        .into_iter()
-        .enumerate()
-        .map(|(n, engine)| (Source::Configured(n), Ok(engine)))
-        .chain(files)
-        .collect();
-    let (engines, passed_over) = Roster::default().settle(claims);
+    let (engines, passed_over) = Roster::default().settle(&configured, files);
     let looks: Vec<_> = engines
         .into_iter()
         .map(|(source, engine)| {

@@ -135,12 +135,7 @@ impl Watch {
 
     /// Gives each engine its reader, and says which there are. False when nobody listens any more.
     async fn settle(&mut self, files: Vec<Claim>) -> bool {
-        let configured = self.settings.configured.iter().cloned().enumerate();
-        let claims = configured
-            .map(|(n, engine)| (Source::Configured(n), Ok(engine)))
-            .chain(files)
-            .collect();
-        let (engines, passed_over) = self.roster.settle(claims);
+        let (engines, passed_over) = self.roster.settle(&self.settings.configured, files);
         self.tell(passed_over);
         let mut before = std::mem::take(&mut self.readers);
         let mut watched = Vec::with_capacity(engines.len());
