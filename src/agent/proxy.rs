@@ -60,7 +60,7 @@ pub(super) struct Shared {
     /// The last request has ended.
     pub quiet: Notify,
     /// The engines as they were read last.
-    pub pools: ArcSwap<Vec<PoolStatus>>,
+    pub pools: ArcSwap<Vec<Arc<PoolStatus>>>,
     /// The GPUs as they were read last.
     pub report: ArcSwap<Report>,
     /// What is relayed.
@@ -101,7 +101,10 @@ impl Shared {
         let doors = self.doors.load();
         let engines = pools.iter().map(|pool| {
             let door = doors.get(&pool.pool_id);
-            (pool.clone(), door.map_or(0, |door| door.in_flight.now()))
+            (
+                PoolStatus::clone(pool),
+                door.map_or(0, |door| door.in_flight.now()),
+            )
         });
         let report = self.report.load();
         let gpus = report.gpus.iter().map(|reading| GpuSample {

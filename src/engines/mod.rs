@@ -6,6 +6,7 @@
 //! of the HOME profile.
 
 mod handoff;
+mod known;
 mod llamacpp;
 mod probe;
 mod reader;
@@ -21,6 +22,7 @@ use http::HeaderValue;
 
 use crate::types::{Declared, HttpUrl, Origin, PoolId, PoolState, PoolStatus, Sample};
 
+pub use known::{Known, KnownEngine, News};
 pub use llamacpp::Http;
 pub use probe::{Found, probe};
 pub use roster::{PassedOver, Source};
@@ -70,33 +72,6 @@ pub struct Fault {
     pub state: PoolState,
     /// A sentence.
     pub why: String,
-}
-
-/// What is known of an engine before its first reading, from what was read of those that were there before: all of the
-/// one at its address, whatever it was called, and of one of its name elsewhere only what it served, so that requests for
-/// its models wait for it rather than being told that there is no such model.
-#[must_use]
-pub fn known_before<'a>(
-    engine: &Engine,
-    before: impl Iterator<Item = (&'a Engine, &'a PoolStatus)> + Clone,
-) -> Option<PoolStatus> {
-    let named = |status: &PoolStatus| PoolStatus {
-        pool_id: engine.pool_id.clone(),
-        ..status.clone()
-    };
-    let mut at_its_address = before.clone().filter(|(known, _)| known.url == engine.url);
-    if let Some((_, status)) = at_its_address.next() {
-        return Some(named(status));
-    }
-    let mut of_its_name = before.filter(|(known, _)| known.pool_id == engine.pool_id);
-    of_its_name.next().map(|(_, status)| PoolStatus {
-        ready: false,
-        state: PoolState::Loading,
-        slots_free: None,
-        in_flight: None,
-        detail: None,
-        ..named(status)
-    })
 }
 
 /// The requests that this process itself has at an engine. Counted by whoever sends them, read by the prober.
