@@ -9,7 +9,7 @@ use clap::Args;
 use super::admission::{AdmissionPolicy, ByteSize, PolicyParser, size};
 use super::value::{Unit, address, cloud, count, duration};
 use super::{
-    ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RUNTIME_DIR, UsageError,
+    ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RuntimeArgs, UsageError,
     name_engines, show_duration,
 };
 
@@ -66,16 +66,9 @@ pub struct ServeArgs {
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
-    /// Directory of handoff files, HOME profile only: whatever starts an engine writes a file *.json that says where it listens, and
-    /// deletes it when the engine ends
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "ORCHD_RUNTIME_DIR",
-        default_value = RUNTIME_DIR,
-        value_hint = clap::ValueHint::DirPath
-    )]
-    pub runtime_dir: PathBuf,
+    /// Where others announce themselves.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
 
     /// Silence after which a node counts as Offline (1s to 1h)
     #[arg(

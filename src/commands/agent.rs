@@ -45,7 +45,7 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
             .into_iter()
             .map(|spec| Engine::new(spec.name, spec.url))
             .collect(),
-        runtime_dir: args.host.runtime_dir,
+        runtime_dir: args.host.runtime.runtime_dir,
         gpu_fixture: args.host.gpu_fixture,
         hung_after: args.hung_after,
         shutdown_grace: args.shutdown_grace,

@@ -101,7 +101,7 @@ pub fn run(args: ProbeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
         .build()?;
     let looks = async {
         let clock = Clock::new();
-        let engines = engines::probe(configured, host.runtime_dir.clone(), clock);
+        let engines = engines::probe(configured, host.runtime.runtime_dir.clone(), clock);
         let mut reports = inventory::start(host.gpu_fixture.clone()).await?;
         let (first, engines) = tokio::join!(reports.changed(), engines);
         // It says itself what is wrong when none comes.
@@ -123,7 +123,7 @@ pub fn run(args: ProbeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     if args.output == ProbeFormat::Table && probed.pools.is_empty() {
         output::hint(&format!(
             "name an engine with --engine http://127.0.0.1:PORT, or have its starter write a handoff file into {}",
-            host.runtime_dir.display()
+            host.runtime.runtime_dir.display()
         ));
     }
     Ok(Exit::Done.into())

@@ -92,7 +92,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
                 .into_iter()
                 .map(|spec| Engine::new(spec.name, spec.url))
                 .collect(),
-            runtime_dir: args.runtime_dir,
+            runtime_dir: args.runtime.runtime_dir,
         }
     };
     let admission = admission::Settings {
