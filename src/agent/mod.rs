@@ -7,6 +7,7 @@
 
 pub mod inventory;
 pub mod machine;
+mod metrics;
 mod node;
 mod proxy;
 
