@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use crate::types::{MAX_POOLS, PoolId};
+use crate::types::{MAX_POOLS, Origin, PoolId};
 
 use super::Engine;
 
@@ -72,11 +72,9 @@ impl Roster {
             (!configured, engine.fault.is_some(), !holds, source.clone())
         });
         let mut names: HashMap<PoolId, Source> = HashMap::with_capacity(engines.len());
-        let mut addresses: HashMap<(bool, String, u16, String), PoolId> =
-            HashMap::with_capacity(engines.len());
+        let mut addresses: HashMap<Origin, PoolId> = HashMap::with_capacity(engines.len());
         engines.retain(|(source, engine)| {
-            let origin = engine.url.origin();
-            let address = (origin.https, origin.host, origin.port, origin.base_path);
+            let address = engine.url.identity();
             let why = if let Some(holder) = names.get(&engine.pool_id) {
                 format!("the pool {} is already that of {holder}", engine.pool_id)
             } else if let Some(pool_id) = addresses.get(&address) {
@@ -194,6 +192,21 @@ mod tests {
         let (engines, passed_over) = Roster::default().settle(&[], vec![claim]);
         assert!(engines.is_empty());
         assert_eq!(passed_over[0].why, "no url");
+    }
+
+    #[test]
+    fn one_engine_under_two_names_of_its_machine_is_one() {
+        let elsewhere = Engine {
+            url: HttpUrl::new("http://localhost:1").expect("an address"),
+            ..engine("b", 1)
+        };
+        let files = vec![file("b.json", elsewhere)];
+        let (engines, passed_over) = Roster::default().settle(&[engine("a", 1)], files);
+        assert_eq!(engines.len(), 1, "{engines:?}");
+        assert!(
+            passed_over[0].why.contains("is already the pool a"),
+            "{passed_over:?}"
+        );
     }
 
     #[test]
