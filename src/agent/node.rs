@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinError;
 use tracing::{debug, error, info, warn};
 
+use crate::auth::Token;
 use crate::client::{Client, ClientError};
 use crate::clock::Clock;
 use crate::engines::{Event, Known, News, Watched};
@@ -344,16 +345,49 @@ impl Node {
                 warn!(%error, "the control plane did not hear that this node leaves; its silence will tell");
             }
             (Outcome::Unauthorized, _) => {
-                warn!(%error, "the control plane wants its token: put it into ORCHD_API_TOKEN or ORCHD_API_TOKEN_FILE; will try again every 30 s");
+                let shown = self.shared.guard.tokens();
+                match shown.api.first().map(Token::fingerprint) {
+                    None => {
+                        warn!(%error, "the control plane wants a token and was shown none: put its own into ORCHD_API_TOKEN or ORCHD_API_TOKEN_FILE; will try again every 30 s");
+                    }
+                    Some(token) => {
+                        warn!(%error, token, "the control plane does not take the token it was shown: ORCHD_API_TOKEN, or the first line of ORCHD_API_TOKEN_FILE, must be a token of its operators; will try again every 30 s");
+                    }
+                }
             }
             (Outcome::Failed, _) if self.was_up == Some(false) => {
                 debug!(?call, %error, "the control plane still does not take this node");
             }
             _ => {
-                warn!(?call, %error, "the control plane does not take this node now; its engines are served all the same");
+                let hint = hint(error);
+                warn!(?call, %error, hint, "the control plane does not take this node now; its engines are served all the same");
             }
         }
         outcome
+    }
+}
+
+/// The next step, where the error itself does not name it.
+fn hint(error: &CallError) -> Option<&'static str> {
+    match error {
+        CallError::Client(ClientError::Refused { body, .. }) => match body.code {
+            ErrorCode::InvalidRequest => Some(
+                "see --node-id, --advertise, --label and the names of the engines, and start it again",
+            ),
+            ErrorCode::StoreUnavailable | ErrorCode::Internal => {
+                Some("see the log of the control plane")
+            }
+            ErrorCode::NotFound | ErrorCode::MethodNotAllowed => {
+                Some("the control plane may be of another version: compare `orchd --version`")
+            }
+            _ => None,
+        },
+        CallError::Client(
+            ClientError::Unreachable { .. }
+            | ClientError::NoneAnswered { .. }
+            | ClientError::NotOrchd { .. },
+        ) => Some("--server (ORCHD_SERVER) says where it is"),
+        _ => None,
     }
 }
 
