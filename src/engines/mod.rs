@@ -6,6 +6,7 @@
 //! of the HOME profile.
 
 mod handoff;
+mod journal;
 mod known;
 mod llamacpp;
 mod probe;
@@ -45,6 +46,8 @@ pub struct Engine {
     pub key: Option<HeaderValue>,
     /// It was started to fall asleep when nothing is asked of it.
     pub sleeps: bool,
+    /// What of its handoff file is passed over, a sentence each.
+    pub ignored: Vec<String>,
     /// Why it is not worth asking. Such an engine is reported as this says, and not read.
     pub fault: Option<Fault>,
 }
@@ -60,6 +63,7 @@ impl Engine {
             device_mask: None,
             key: None,
             sleeps: false,
+            ignored: Vec::new(),
             fault: None,
         }
     }
@@ -140,7 +144,8 @@ pub struct Reading {
     pub status: PoolStatus,
     /// Its slots, when they could be read.
     pub sample: Option<Sample>,
-    /// What of the engine's configuration costs its users something: what, why, and what to do.
+    /// What of the engine's configuration costs its users something: what, why, and what to do. First, what of its handoff
+    /// file is passed over.
     pub advice: Vec<String>,
 }
 

@@ -19,12 +19,14 @@ pub struct Found {
     pub engines: Vec<(Source, Engine, Option<Reading>)>,
     /// What was passed over.
     pub passed_over: Vec<PassedOver>,
+    /// Why the directory of handoff files could not be read.
+    pub trouble: Option<String>,
 }
 
 /// Looks once at every engine, at all of them at the same time. A file that is half written is waited for.
 pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) -> Found {
     let mut scanner = Scanner::new(runtime_dir);
-    let files = loop {
+    let (files, trouble) = loop {
         let looked = tokio::task::spawn_blocking(move || {
             let found = scanner.scan(clock.now());
             (scanner, found)
@@ -34,7 +36,7 @@ pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) 
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
         if !found.unsettled {
-            break found.claims;
+            break (found.claims, again.trouble().map(str::to_owned));
         }
         scanner = again;
         tokio::time::sleep(handoff::RETRY).await;
@@ -54,6 +56,7 @@ pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) 
     Found {
         engines,
         passed_over,
+        trouble,
     }
 }
 
