@@ -245,15 +245,14 @@ impl Node {
     }
 
     fn registration(&self) -> RegisterRequest {
+        let engines = self.engines.iter().map(|known| &known.watched.engine);
+        let mut pools: Vec<String> = engines.map(|engine| engine.pool_id.to_string()).collect();
+        pools.sort_unstable();
         RegisterRequest {
+            pools,
             node_id: self.settings.node_id.clone(),
             machine_id: Some(self.settings.machine_id.clone()),
             address: self.settings.advertise.clone(),
-            pools: self
-                .engines
-                .iter()
-                .map(|known| known.watched.engine.pool_id.to_string())
-                .collect(),
             capabilities: self.report.capabilities.clone(),
             version: Some(VERSION.to_owned()),
             labels: self.settings.labels.clone(),
@@ -275,9 +274,12 @@ impl Node {
                 ..PoolStatus::clone(known.status.as_ref()?)
             })
         });
+        // What the control plane knows keeps its place, whichever file an engine comes from.
+        let mut pools: Vec<PoolStatus> = pools.collect();
+        pools.sort_unstable_by(|a, b| a.pool_id.cmp(&b.pool_id));
         HeartbeatRequest {
             timestamp: Some(jiff::Timestamp::now().to_string()),
-            pools: pools.collect(),
+            pools,
             instance_id: Some(self.instance_id.clone()),
             seq: Some(self.seq),
             health: Some(self.report.health.clone()),

@@ -3,16 +3,20 @@
 //! Pure: told what happened, says what is new. An engine has a status before its first reading if something is known of
 //! what was there before. Used by the agent, by the HOME profile and for agentless nodes.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::types::{PoolId, PoolState, PoolStatus, Sample};
 
 use super::{Engine, Event, Watched};
 
-/// The engines, none of which is known until the first event.
+/// The engines in the order in which they were told, none of which is known until the first event.
 #[derive(Debug, Default)]
-pub struct Known(Option<BTreeMap<PoolId, KnownEngine>>);
+pub struct Known {
+    engines: Option<Vec<KnownEngine>>,
+    /// Where each is, by its name.
+    places: HashMap<PoolId, usize>,
+}
 
 /// An engine, and what it was when it was read last.
 #[derive(Debug)]
@@ -51,7 +55,8 @@ impl Known {
             Event::Engines(watched) => Some(self.on_engines(watched)),
             Event::Reading(reading) => {
                 let pool_id = reading.status.pool_id.clone();
-                let known = self.0.as_mut()?.get_mut(&pool_id)?;
+                let place = *self.places.get(&pool_id)?;
+                let known = self.engines.as_mut()?.get_mut(place)?;
                 let now = Arc::new(reading.status);
                 let before = known.status.replace(Arc::clone(&now));
                 Some(News::Reading {
@@ -65,26 +70,29 @@ impl Known {
     }
 
     fn on_engines(&mut self, watched: Vec<Watched>) -> News {
-        let before = self.0.take().unwrap_or_default();
+        let before = self.engines.take().unwrap_or_default();
         let read = before
-            .values()
+            .iter()
             .filter_map(|known| Some((known.watched.engine.as_ref(), known.status.as_ref()?)));
-        let now: BTreeMap<PoolId, KnownEngine> = watched
+        let now: Vec<KnownEngine> = watched
             .into_iter()
             .map(|watched| {
                 let status = known_before(&watched.engine, read.clone());
-                let pool_id = watched.engine.pool_id.clone();
-                (pool_id, KnownEngine { watched, status })
+                KnownEngine { watched, status }
             })
             .collect();
-        let renamed = before.keys().ne(now.keys());
-        self.0 = Some(now);
-        News::Engines { renamed }
+        let names = now.iter().map(|known| known.watched.engine.pool_id.clone());
+        let places: HashMap<PoolId, usize> = names.zip(0..).collect();
+        let same = places.len() == self.places.len()
+            && places.keys().all(|name| self.places.contains_key(name));
+        self.engines = Some(now);
+        self.places = places;
+        News::Engines { renamed: !same }
     }
 
-    /// The engines by name.
+    /// The engines.
     pub fn iter(&self) -> impl Iterator<Item = &KnownEngine> {
-        self.0.iter().flat_map(BTreeMap::values)
+        self.engines.iter().flatten()
     }
 
     /// The states of those of which there is one.
@@ -95,7 +103,7 @@ impl Known {
     /// Whether it is known which engines there are, and something of each.
     #[must_use]
     pub fn are_all_read(&self) -> bool {
-        self.0.is_some() && self.iter().all(|known| known.status.is_some())
+        self.engines.is_some() && self.iter().all(|known| known.status.is_some())
     }
 }
 
@@ -179,12 +187,12 @@ mod tests {
         assert!(known.on(reading("a", "ready")).is_none(), "nobody's");
         let news = known.on(engines(&[("b", 2), ("a", 1)]));
         assert!(matches!(news, Some(News::Engines { renamed: true })));
-        assert_eq!(shown(&known), ["a -", "b -"]);
+        assert_eq!(shown(&known), ["b -", "a -"], "as they were told");
         known.on(reading("a", "ready"));
         assert!(!known.are_all_read());
         known.on(reading("b", "loading"));
         assert!(known.are_all_read());
-        assert_eq!(shown(&known), ["a ready m", "b loading m"]);
+        assert_eq!(shown(&known), ["b loading m", "a ready m"]);
         let mut empty = Known::default();
         empty.on(engines(&[]));
         assert!(empty.are_all_read(), "all of none");
@@ -219,7 +227,7 @@ mod tests {
         known.on(reading("a", "ready"));
         let news = known.on(engines(&[("c", 1), ("b", 2)]));
         assert!(matches!(news, Some(News::Engines { renamed: true })));
-        assert_eq!(shown(&known), ["b -", "c ready m"], "another name");
+        assert_eq!(shown(&known), ["c ready m", "b -"], "another name");
         let news = known.on(engines(&[("c", 3)]));
         assert!(matches!(news, Some(News::Engines { renamed: true })));
         assert_eq!(shown(&known), ["c loading m"], "it moved");
