@@ -269,9 +269,10 @@ fn take_pair(files: Vec<Snapshot<'_>>, acceptor: &Acceptor) -> bool {
 
 /// One line about the tokens in force, by their fingerprints, and a warning when one of them could be guessed.
 pub fn say(tokens: &Tokens, what: &str) {
-    let names = |tokens: &[Token]| -> String {
+    // Where there is none, the field is left out.
+    let names = |tokens: &[Token]| {
         let names: Vec<String> = tokens.iter().map(Token::fingerprint).collect();
-        names.join(",")
+        (!names.is_empty()).then(|| names.join(","))
     };
     let (api, client) = (names(&tokens.api), names(&tokens.client));
     info!(api, client, "{what}");

@@ -1,13 +1,71 @@
-//! What the service manager is told (sd_notify(3)): ready, reloading, stopping, and that the process is really alive.
+//! What a service is told by signals, and what the service manager is told (sd_notify(3)): ready, reloading, stopping, and
+//! that the process is really alive.
 //!
-//! Invariants: without a `NOTIFY_SOCKET` nothing happens; the watchdog is fed only after the process has shown that it
-//! does its work. Called by `server`, `agent` and `secrets`.
+//! Invariants: without a `NOTIFY_SOCKET` nothing is told; the watchdog is fed only after the process has shown that it
+//! does its work. Called by `commands`, `server`, `agent` and `secrets`.
 
+use std::io;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
+
+/// The signals that mean something to a service. From their making on none of them ends the process by itself, and one
+/// that comes before anybody waits for it is kept.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Hears them from now on. First of all that a service does, so that a stop is one in good order from the start. Within
+    /// a runtime.
+    ///
+    /// # Errors
+    /// The system does not let it.
+    pub fn hear() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The process and its secrets wait for different ones.
+    pub fn split(self) -> (Stop, Signal) {
+        let Self {
+            terminate,
+            interrupt,
+            hangup,
+        } = self;
+        let stop = Stop {
+            terminate,
+            interrupt,
+        };
+        (stop, hangup)
+    }
+}
+
+/// The signals that ask a service to end.
+#[derive(Debug)]
+pub struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    /// Waits for the next one. Nothing is lost when the waiting is given up.
+    pub async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {

@@ -7,6 +7,7 @@
 
 pub mod inventory;
 pub mod machine;
+mod metrics;
 mod node;
 mod proxy;
 
@@ -19,7 +20,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
@@ -30,7 +30,7 @@ use crate::engines::{self, Engine};
 use crate::listen::{self, Workers};
 use crate::metrics::{About, Relayed};
 use crate::secrets::Secrets;
-use crate::service;
+use crate::service::{self, Signals};
 use crate::types::{HttpUrl, NodeId, VERSION};
 
 pub use inventory::FixtureError;
@@ -89,23 +89,25 @@ pub enum AgentError {
     /// The stand-in for NVML.
     #[error(transparent)]
     Fixture(#[from] FixtureError),
-    /// A thread, a signal handler or a descriptor.
+    /// A thread or a descriptor.
     #[error("the system refuses what an agent needs: {0}")]
     System(#[source] io::Error),
 }
 
-/// Runs until it is told to stop, or until its name belongs to somebody else. `secrets` say who may use the proxy, and what
-/// is shown to them.
+/// Runs until `signals` tell it to stop, or until its name belongs to somebody else. `secrets` say who may use the proxy, and
+/// what is shown to them.
 ///
 /// # Errors
 /// Why it did not start.
-pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError> {
+pub async fn run(
+    settings: Settings,
+    secrets: Secrets,
+    signals: Signals,
+) -> Result<End, AgentError> {
+    let (mut stop, hangup) = signals.split();
     let address = settings.listen;
     let listener = listen::bind(address).map_err(|source| AgentError::Bind { address, source })?;
     let address = listener.local_addr().map_err(AgentError::System)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::System)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::System)?;
-    let hangup = signal(SignalKind::hangup()).map_err(AgentError::System)?;
     let mut inventory = inventory::start(settings.gpu_fixture.clone()).await?;
 
     let clock = Clock::new();
@@ -205,7 +207,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<End, AgentError
                 grace_ends = None;
                 node.machine.on_quiet(clock.now());
             }
-            () = told_to_stop(&mut terminate, &mut interrupt) => match grace_ends {
+            () = stop.asked() => match grace_ends {
                 None => {
                     secrets.abort();
                     service::stopping();
@@ -245,12 +247,5 @@ async fn answered(in_progress: &mut Option<JoinHandle<Answer>>) -> Result<Answer
     match in_progress {
         Some(call) => call.await,
         None => std::future::pending().await,
-    }
-}
-
-async fn told_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
     }
 }

@@ -1,6 +1,5 @@
 //! This node, as it is and as it was told: what its calls say, and what their answers mean.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -12,14 +11,15 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinError;
 use tracing::{debug, error, info, warn};
 
+use crate::auth::Token;
 use crate::client::{Client, ClientError};
 use crate::clock::Clock;
-use crate::engines::{self, Engine, Event, Reading, Watched};
+use crate::engines::{Event, Known, News, Watched};
 use crate::random;
 use crate::relay::{Peer, Vitals};
 use crate::types::{
-    DrainAck, ErrorCode, HeartbeatRequest, HttpUrl, PoolId, PoolStatus, RegisterRequest, UrlError,
-    VERSION, millis,
+    DrainAck, ErrorCode, HeartbeatRequest, HttpUrl, PoolStatus, RegisterRequest, UrlError, VERSION,
+    millis,
 };
 
 use super::Settings;
@@ -57,10 +57,7 @@ pub(super) struct Node {
     pub machine: Machine,
     instance_id: String,
     seq: u64,
-    /// The engines; none until it is known which there are.
-    engines: Option<BTreeMap<PoolId, Arc<Engine>>>,
-    /// What was read of them.
-    pools: BTreeMap<PoolId, PoolStatus>,
+    engines: Known,
     /// What the log said last of the control plane.
     was_up: Option<bool>,
 }
@@ -82,71 +79,73 @@ impl Node {
             machine: Machine::new(clock.now()),
             instance_id: random::name(),
             seq: 0,
-            engines: None,
-            pools: BTreeMap::new(),
+            engines: Known::default(),
             was_up: None,
         }
     }
 
     /// The engines are others, or one of them was read.
     pub fn on_event(&mut self, event: Event) {
-        match event {
-            Event::Engines(watched) => self.on_engines(watched),
-            Event::Reading(reading) => self.on_reading(*reading),
+        let now = self.clock.now();
+        match self.engines.on(event) {
+            Some(News::Engines { renamed }) => {
+                self.open_doors();
+                if renamed {
+                    self.machine.on_registration_change(now);
+                }
+                self.show();
+                self.machine.on_change(now);
+            }
+            Some(News::Reading {
+                before: old,
+                now: status,
+                ..
+            }) => {
+                if old.as_ref() == Some(&status) {
+                    return;
+                }
+                self.show();
+                let news = old.is_none_or(|old| {
+                    old.state != status.state
+                        || old.ready != status.ready
+                        || !old.same_descriptor(&status)
+                });
+                if news {
+                    self.machine.on_change(now);
+                }
+            }
+            None => {}
         }
     }
 
-    fn on_engines(&mut self, watched: Vec<Watched>) {
-        if watched.is_empty() {
+    /// A door for each engine, and for no other.
+    fn open_doors(&self) {
+        let former = self.shared.doors.load();
+        let door = |Watched { engine, in_flight }: &Watched| {
+            let origin = engine.url.origin();
+            let vitals = former
+                .get(&engine.pool_id)
+                .filter(|door| door.origin == origin)
+                .map(|door| Arc::clone(&door.vitals));
+            let hung_after = self.settings.hung_after;
+            let door = Door {
+                pool_id: engine.pool_id.clone(),
+                vitals: vitals
+                    .unwrap_or_else(|| Vitals::new(origin.clone(), Peer::Engine, hung_after, None)),
+                origin,
+                key: engine.key.clone(),
+                in_flight: Arc::clone(in_flight),
+            };
+            (engine.pool_id.clone(), Arc::new(door))
+        };
+        let doors: Doors = (self.engines.iter().map(|known| door(&known.watched))).collect();
+        if doors.is_empty() {
             let dir = self.settings.runtime_dir.display();
             warn!(
                 "no engines: name them with --engine, or put handoff files into {dir}; until then this node has nothing to serve"
             );
         }
-        let before = self.engines.take().unwrap_or_default();
-        let read = std::mem::take(&mut self.pools);
-        let known = before
-            .iter()
-            .filter_map(|(pool_id, engine)| Some((engine.as_ref(), read.get(pool_id)?)));
-        for Watched { engine, .. } in &watched {
-            if let Some(status) = engines::known_before(engine, known.clone()) {
-                self.pools.insert(engine.pool_id.clone(), status);
-            }
-        }
-        let former = self.shared.doors.load();
-        let doors: Doors = watched
-            .iter()
-            .map(|Watched { engine, in_flight }| {
-                let origin = engine.url.origin();
-                let vitals = former
-                    .get(&engine.pool_id)
-                    .filter(|door| door.origin == origin)
-                    .map(|door| Arc::clone(&door.vitals));
-                let hung_after = self.settings.hung_after;
-                let door = Door {
-                    pool_id: engine.pool_id.clone(),
-                    vitals: vitals.unwrap_or_else(|| {
-                        Vitals::new(origin.clone(), Peer::Engine, hung_after, None)
-                    }),
-                    origin,
-                    key: engine.key.clone(),
-                    in_flight: Arc::clone(in_flight),
-                };
-                (engine.pool_id.clone(), Arc::new(door))
-            })
-            .collect();
         self.shared.doors.store(Arc::new(doors));
-        let engines: BTreeMap<PoolId, Arc<Engine>> = watched
-            .into_iter()
-            .map(|watched| (watched.engine.pool_id.clone(), watched.engine))
-            .collect();
-        let now = self.clock.now();
-        if before.keys().ne(engines.keys()) {
-            self.machine.on_registration_change(now);
-        }
-        self.engines = Some(engines);
-        self.show();
-        self.machine.on_change(now);
     }
 
     /// The GPUs were read.
@@ -162,28 +161,15 @@ impl Node {
         }
     }
 
-    fn on_reading(&mut self, reading: Reading) {
-        let status = reading.status;
-        let known = self.pools.get(&status.pool_id);
-        let news = known.is_none_or(|old| {
-            old.state != status.state || old.ready != status.ready || !old.same_descriptor(&status)
-        });
-        self.pools.insert(status.pool_id.clone(), status);
-        self.show();
-        if news {
-            self.machine.on_change(self.clock.now());
-        }
-    }
-
     /// For `/metrics`.
     fn show(&self) {
-        let pools = self.pools.values().cloned().collect();
+        let pools = self.engines.statuses().map(Arc::clone).collect();
         self.shared.pools.store(Arc::new(pools));
     }
 
     /// Whether it is known which engines there are, and every one was read at least once.
     pub fn has_read_all(&self) -> bool {
-        (self.engines.as_ref()).is_some_and(|engines| engines.len() == self.pools.len())
+        self.engines.are_all_read()
     }
 
     /// The last request has ended, perhaps.
@@ -260,16 +246,14 @@ impl Node {
     }
 
     fn registration(&self) -> RegisterRequest {
+        let engines = self.engines.iter().map(|known| &known.watched.engine);
+        let mut pools: Vec<String> = engines.map(|engine| engine.pool_id.to_string()).collect();
+        pools.sort_unstable();
         RegisterRequest {
+            pools,
             node_id: self.settings.node_id.clone(),
             machine_id: Some(self.settings.machine_id.clone()),
             address: self.settings.advertise.clone(),
-            pools: self
-                .engines
-                .iter()
-                .flatten()
-                .map(|(pool_id, _)| pool_id.to_string())
-                .collect(),
             capabilities: self.report.capabilities.clone(),
             version: Some(VERSION.to_owned()),
             labels: self.settings.labels.clone(),
@@ -283,18 +267,20 @@ impl Node {
         self.seq += 1;
         let in_flight = self.shared.in_flight();
         let stopping = self.shared.stopping.load(Ordering::SeqCst);
-        let pools = self.pools.values().map(|pool| {
-            let engine = self.engines.as_ref().and_then(|e| e.get(&pool.pool_id));
-            let mask = engine.and_then(|engine| engine.device_mask.as_deref());
-            PoolStatus {
+        let pools = self.engines.iter().filter_map(|known| {
+            let mask = known.watched.engine.device_mask.as_deref();
+            Some(PoolStatus {
                 draining: stopping,
                 vram_free_bytes: self.report.vram_free(mask),
-                ..pool.clone()
-            }
+                ..PoolStatus::clone(known.status.as_ref()?)
+            })
         });
+        // What the control plane knows keeps its place, whichever file an engine comes from.
+        let mut pools: Vec<PoolStatus> = pools.collect();
+        pools.sort_unstable_by(|a, b| a.pool_id.cmp(&b.pool_id));
         HeartbeatRequest {
             timestamp: Some(jiff::Timestamp::now().to_string()),
-            pools: pools.collect(),
+            pools,
             instance_id: Some(self.instance_id.clone()),
             seq: Some(self.seq),
             health: Some(self.report.health.clone()),
@@ -362,16 +348,49 @@ impl Node {
                 warn!(%error, "the control plane did not hear that this node leaves; its silence will tell");
             }
             (Outcome::Unauthorized, _) => {
-                warn!(%error, "the control plane wants its token: put it into ORCHD_API_TOKEN or ORCHD_API_TOKEN_FILE; will try again every 30 s");
+                let shown = self.shared.guard.tokens();
+                match shown.api.first().map(Token::fingerprint) {
+                    None => {
+                        warn!(%error, "the control plane wants a token and was shown none: put its own into ORCHD_API_TOKEN or ORCHD_API_TOKEN_FILE; will try again every 30 s");
+                    }
+                    Some(token) => {
+                        warn!(%error, token, "the control plane does not take the token it was shown: ORCHD_API_TOKEN, or the first line of ORCHD_API_TOKEN_FILE, must be a token of its operators; will try again every 30 s");
+                    }
+                }
             }
             (Outcome::Failed, _) if self.was_up == Some(false) => {
                 debug!(?call, %error, "the control plane still does not take this node");
             }
             _ => {
-                warn!(?call, %error, "the control plane does not take this node now; its engines are served all the same");
+                let hint = hint(error);
+                warn!(?call, %error, hint, "the control plane does not take this node now; its engines are served all the same");
             }
         }
         outcome
+    }
+}
+
+/// The next step, where the error itself does not name it.
+fn hint(error: &CallError) -> Option<&'static str> {
+    match error {
+        CallError::Client(ClientError::Refused { body, .. }) => match body.code {
+            ErrorCode::InvalidRequest => Some(
+                "see --node-id, --advertise, --label and the names of the engines, and start it again",
+            ),
+            ErrorCode::StoreUnavailable | ErrorCode::Internal => {
+                Some("see the log of the control plane")
+            }
+            ErrorCode::NotFound | ErrorCode::MethodNotAllowed => {
+                Some("the control plane may be of another version: compare `orchd --version`")
+            }
+            _ => None,
+        },
+        CallError::Client(
+            ClientError::Unreachable { .. }
+            | ClientError::NoneAnswered { .. }
+            | ClientError::NotOrchd { .. },
+        ) => Some("--server (ORCHD_SERVER) says where it is"),
+        _ => None,
     }
 }
 

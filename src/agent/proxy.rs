@@ -4,7 +4,6 @@
 //! [`Vitals`]); what the proxy itself refuses is marked with `x-orchd-refused`, so that a gateway never takes it for the
 //! engine's word.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +14,6 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -24,7 +22,7 @@ use tracing::info;
 use crate::auth::{API_KEY, Area, Guard};
 use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Answer, Handler};
-use crate::metrics::{self, About, GpuSample, Host, Phase, Relayed, UNKNOWN_MODEL};
+use crate::metrics::{self, About, Phase, Relayed};
 use crate::relay::{self, End, Load, Outgoing, Peer, RelayBody, SendError, Vitals};
 use crate::types::{NodeId, Origin, PoolId, PoolStatus, REFUSED_HEADER, VERSION, VERSION_HEADER};
 
@@ -60,7 +58,7 @@ pub(super) struct Shared {
     /// The last request has ended.
     pub quiet: Notify,
     /// The engines as they were read last.
-    pub pools: ArcSwap<Vec<PoolStatus>>,
+    pub pools: ArcSwap<Vec<Arc<PoolStatus>>>,
     /// The GPUs as they were read last.
     pub report: ArcSwap<Report>,
     /// What is relayed.
@@ -72,57 +70,6 @@ impl Shared {
     /// Requests that run.
     pub fn in_flight(&self) -> u32 {
         self.all.now()
-    }
-
-    /// The model of a request as the metrics call it: one of those that the pool has.
-    fn model(&self, pool_id: &PoolId, body: &[u8]) -> String {
-        #[derive(Deserialize)]
-        struct Named<'a> {
-            #[serde(borrow, default)]
-            model: Option<Cow<'a, str>>,
-        }
-        let pools = self.pools.load();
-        let models = pools
-            .iter()
-            .find(|pool| pool.pool_id == *pool_id)
-            .map_or(&[][..], |pool| &pool.models_available);
-        if let [only] = models {
-            return only.clone();
-        }
-        let named = serde_json::from_slice::<Named<'_>>(body).ok();
-        named
-            .and_then(|named| named.model)
-            .filter(|name| models.iter().any(|model| model == name))
-            .map_or(UNKNOWN_MODEL.to_owned(), Cow::into_owned)
-    }
-
-    fn metrics(&self) -> String {
-        let pools = self.pools.load();
-        let doors = self.doors.load();
-        let engines = pools.iter().map(|pool| {
-            let door = doors.get(&pool.pool_id);
-            (pool.clone(), door.map_or(0, |door| door.in_flight.now()))
-        });
-        let report = self.report.load();
-        let gpus = report.gpus.iter().map(|reading| GpuSample {
-            gpu: reading.gpu.device_id.to_string(),
-            memory_used: reading.vram_used_bytes,
-            memory_total: Some(reading.gpu.vram_total_bytes).filter(|&bytes| bytes > 0),
-            utilization: reading
-                .utilization_percent
-                .map(|part| f64::from(part) / 100.0),
-            temperature: reading.temperature_celsius.map(f64::from),
-            power: reading
-                .power_milliwatts
-                .map(|power| f64::from(power) / 1_000.0),
-        });
-        let host = Host {
-            node_id: self.node_id.clone(),
-            about: self.about,
-            gpus: gpus.collect(),
-            engines: engines.collect(),
-        };
-        metrics::expose(&[&host.registry(), &self.relayed.registry()])
     }
 }
 
@@ -141,7 +88,7 @@ pub(super) struct Carried {
 }
 
 struct Tally {
-    model: String,
+    model: Arc<str>,
     answering: bool,
 }
 
@@ -384,13 +331,14 @@ impl Proxy {
             headers,
             body,
         };
-        let model = carried.tally.as_ref().map(|tally| tally.model.clone());
+        let model = carried.tally.as_ref().map(|tally| Arc::clone(&tally.model));
         let send = async |carried| {
             let vitals = Some(&door.vitals);
             relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await
         };
         let sent = match send(carried).await {
-            // The engine was just closing a connection that had been kept: it has not begun with the request.
+            // Most likely the engine was just closing a connection that had been kept. It may have begun with the request
+            // all the same; its client was sent nothing, so that asking once more is allowed (contract §3, Retry).
             Err((SendError::Reset { kept: true, .. }, carried)) => send(carried).await,
             sent => sent,
         };

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::value::{Unit, address, duration, label_map};
 use super::{
-    DAY, EngineArg, EngineSpec, HungArgs, Label, ListenerArgs, MachineId, RUNTIME_DIR, UsageError,
+    DAY, EngineArg, EngineSpec, HungArgs, Label, ListenerArgs, MachineId, RuntimeArgs, UsageError,
     name_engines,
 };
 use crate::types::{HttpUrl, NodeId};
@@ -76,16 +76,9 @@ pub struct HostArgs {
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
-    /// Directory of handoff files: whatever starts an engine writes a file *.json that says where it listens, and
-    /// deletes it when the engine ends
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "ORCHD_RUNTIME_DIR",
-        default_value = RUNTIME_DIR,
-        value_hint = clap::ValueHint::DirPath
-    )]
-    pub runtime_dir: PathBuf,
+    /// Where others announce themselves.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
 
     /// Name of this node in the fleet [default: the host name]
     #[arg(long, value_name = "NODE")]

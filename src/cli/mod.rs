@@ -53,10 +53,25 @@ pub use value::{
 use crate::types::HttpUrl;
 
 /// Where engines announce themselves when nobody says otherwise, relative to the working directory (the original system's).
-pub const RUNTIME_DIR: &str = ".runtime/engines";
+const RUNTIME_DIR: &str = ".runtime/engines";
 
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
+
+/// Where engines announce themselves.
+#[derive(Debug, Clone, Args)]
+pub struct RuntimeArgs {
+    /// Directory of handoff files (`serve --cloud` has none): whatever starts an engine writes a file *.json that says where
+    /// it listens, and deletes it when the engine ends
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ORCHD_RUNTIME_DIR",
+        default_value = RUNTIME_DIR,
+        value_hint = clap::ValueHint::DirPath
+    )]
+    pub runtime_dir: PathBuf,
+}
 
 /// The whole command line.
 #[derive(Debug, Parser)]

@@ -10,7 +10,7 @@ use super::admission::{AdmissionPolicy, ByteSize, POLICIES, size};
 use super::gateway::{GatewayArgs, HungArgs};
 use super::value::{Unit, Words, address, cloud, count, duration, text};
 use super::{
-    AliasArg, ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RUNTIME_DIR,
+    AliasArg, ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RuntimeArgs,
     UsageError, name_engines, show_duration,
 };
 use crate::types::{self, Alias};
@@ -70,16 +70,9 @@ pub struct ServeArgs {
     #[arg(long = "engine", value_name = "[NAME=]URL")]
     pub engines: Vec<EngineArg>,
 
-    /// Directory of handoff files, HOME profile only: whatever starts an engine writes a file *.json that says where it listens, and
-    /// deletes it when the engine ends
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "ORCHD_RUNTIME_DIR",
-        default_value = RUNTIME_DIR,
-        value_hint = clap::ValueHint::DirPath
-    )]
-    pub runtime_dir: PathBuf,
+    /// Where others announce themselves.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
 
     /// Another name under which models can be asked for: a request for it goes to whichever of them has a free slot; repeatable.
     /// In the file it is a table, [aliases]

@@ -22,6 +22,10 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// # Errors
 /// Why it does not start, or why it ended.
 pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let signals = door::signals(&runtime)?;
     door::raise_descriptor_limit();
     door::trust(connect.api.ca.as_deref())?;
     let (node_id, machine_id) = identity(&args.host)?;
@@ -45,17 +49,14 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
             .into_iter()
             .map(|spec| Engine::new(spec.name, spec.url))
             .collect(),
-        runtime_dir: args.host.runtime_dir,
+        runtime_dir: args.host.runtime.runtime_dir,
         gpu_fixture: args.host.gpu_fixture,
         hung_after: args.hung.hung_after,
         shutdown_grace: args.shutdown_grace,
     };
     let name = settings.node_id.clone();
     let address = settings.listen;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let ended = runtime.block_on(agent::run(settings, secrets));
+    let ended = runtime.block_on(agent::run(settings, secrets, signals));
     runtime.shutdown_background();
     match ended {
         Ok(End::Stopped) => Ok(Exit::Done.into()),

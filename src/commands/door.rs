@@ -5,12 +5,15 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
 use tracing::warn;
 
 use crate::auth::{Guard, Token, Tokens};
 use crate::cli::{ListenerArgs, SERVE_LISTENS, TokenSource};
 use crate::secrets::{self, PairFiles, Secrets, SecretsError, Settings, Source};
+use crate::service::Signals;
 use crate::tls;
 use crate::types::VERSION_HEADER;
 
@@ -58,6 +61,12 @@ pub(super) fn shown(api: TokenSource) -> anyhow::Result<Guard> {
         api,
         client: Vec::new(),
     }))
+}
+
+/// Hears the signals of a service, before anything that takes time is done.
+pub(super) fn signals(runtime: &Runtime) -> anyhow::Result<Signals> {
+    let _within = runtime.enter();
+    Signals::hear().context("the system does not let this process hear signals")
 }
 
 /// Trusts the authority that was named, from here on.

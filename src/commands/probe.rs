@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::failure::Exit;
+use super::failure::{Exit, Failure};
 use super::output::{self, Cells, Column, Tone};
 use super::words::{NOTHING, or_nothing, size};
 use super::{agent, door};
@@ -85,7 +85,8 @@ pub struct PassedOver {
 /// Runs `orchd probe`.
 ///
 /// # Errors
-/// Options that do not go together; a stand-in for the GPUs that cannot be read.
+/// Options that do not go together; a stand-in for the GPUs that cannot be read; after all else was told, a directory of
+/// handoff files that cannot be.
 pub fn run(args: ProbeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     door::trust(connect.api.ca.as_deref())?;
     let host = &args.host;
@@ -101,7 +102,7 @@ pub fn run(args: ProbeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
         .build()?;
     let looks = async {
         let clock = Clock::new();
-        let engines = engines::probe(configured, host.runtime_dir.clone(), clock);
+        let engines = engines::probe(configured, host.runtime.runtime_dir.clone(), clock);
         let mut reports = inventory::start(host.gpu_fixture.clone()).await?;
         let (first, engines) = tokio::join!(reports.changed(), engines);
         // It says itself what is wrong when none comes.
@@ -112,7 +113,8 @@ pub fn run(args: ProbeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     let looked = runtime.block_on(looks);
     // A driver that does not answer is not waited for.
     runtime.shutdown_background();
-    let (report, found) = looked?;
+    let (report, mut found) = looked?;
+    let trouble = found.trouble.take();
     let probed = Probed::new(node_id, machine_id, labels, report, found);
     let text = match args.output {
         ProbeFormat::Json => format!("{}\n", serde_json::to_string_pretty(&probed)?),
@@ -120,10 +122,16 @@ pub fn run(args: ProbeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
         ProbeFormat::Table => describe(&probed, output::terminal_width(), true),
     };
     output::data(&text)?;
+    let dir = host.runtime.runtime_dir.display();
+    if let Some(trouble) = trouble {
+        let message = format!("cannot read the directory of handoff files {dir}: {trouble}");
+        return Err(Failure::new(Exit::Failed, message)
+            .hint("an agent finds no handoff files there either: name a directory that it may read with --runtime-dir")
+            .into());
+    }
     if args.output == ProbeFormat::Table && probed.pools.is_empty() {
         output::hint(&format!(
-            "name an engine with --engine http://127.0.0.1:PORT, or have its starter write a handoff file into {}",
-            host.runtime_dir.display()
+            "name an engine with --engine http://127.0.0.1:PORT, or have its starter write a handoff file into {dir}"
         ));
     }
     Ok(Exit::Done.into())
@@ -213,6 +221,9 @@ pub fn describe(probed: &Probed, width: Option<u16>, color: bool) -> String {
     line("Health:", health);
     for HealthReason { code, message } in &report.health.reasons {
         line("", &format!("{code}: {message}"));
+    }
+    if let Some(note) = report.note {
+        line("", note);
     }
     let gpus: Vec<Cells> = report.gpus.iter().map(gpu_row).collect();
     let pools: Vec<Cells> = probed.pools.iter().map(pool_row).collect();

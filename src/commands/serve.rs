@@ -23,6 +23,11 @@ const HOME_SAMPLE_TTL_MS: u64 = 10_000;
 /// # Errors
 /// Why it does not start.
 pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let signals = door::signals(&runtime)?;
     door::raise_descriptor_limit();
     door::trust(connect.api.ca.as_deref())?;
     let (api, client) = (connect.api.tokens(), args.client.tokens());
@@ -34,11 +39,7 @@ pub fn run(args: ServeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     }
     let settings = settings(args)?;
     let address = settings.listen;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    let served = runtime.block_on(server::run(settings, secrets));
+    let served = runtime.block_on(server::run(settings, secrets, signals));
     // After a second signal, threads that still let requests finish are not waited for.
     runtime.shutdown_background();
     match served {
@@ -93,7 +94,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
                 .into_iter()
                 .map(|spec| Engine::new(spec.name, spec.url))
                 .collect(),
-            runtime_dir: args.runtime_dir,
+            runtime_dir: args.runtime.runtime_dir,
         }
     };
     let admission = admission::Settings {

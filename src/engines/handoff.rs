@@ -5,7 +5,7 @@
 //! is there or [`PATIENCE`] is over; nothing in the directory can stop the watching (pipes, huge files, links into
 //! nowhere). All of it blocks, and runs on a thread of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -89,7 +89,7 @@ struct Said {
 pub struct Scanner {
     dir: PathBuf,
     files: BTreeMap<String, Seen>,
-    /// Why the directory cannot be read, as far as the log knows.
+    /// Why the directory cannot be read, as the log knows.
     trouble: Option<String>,
 }
 
@@ -114,21 +114,26 @@ impl Scanner {
 
     /// Looks.
     pub fn scan(&mut self, now: Mono) -> Found {
-        match self.names() {
-            Ok(names) => {
-                self.trouble = None;
-                self.files.retain(|name, _| names.contains(name));
-                for name in names {
-                    self.look(now, name);
-                }
+        let (names, trouble) = match self.names() {
+            Ok(names) => (Some(names), None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (Some(BTreeSet::new()), None),
+            // No directory has no files, and is hardly meant.
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+                (Some(BTreeSet::new()), Some(e.to_string()))
             }
             // What was known of the files is still the best there is.
-            Err(e) => {
-                let trouble = e.to_string();
-                if self.trouble.as_ref() != Some(&trouble) {
-                    warn!(dir = %self.dir.display(), error = %e, "cannot read the directory of handoff files; it is tried again every second");
-                    self.trouble = Some(trouble);
-                }
+            Err(e) => (None, Some(e.to_string())),
+        };
+        if let Some(error) = &trouble
+            && self.trouble != trouble
+        {
+            warn!(dir = %self.dir.display(), error, "cannot read the directory of handoff files; it is tried again every second");
+        }
+        self.trouble = trouble;
+        if let Some(names) = names {
+            self.files.retain(|name, _| names.contains(name));
+            for name in names {
+                self.look(now, name);
             }
         }
         let unsettled = self.files.values().any(|seen| {
@@ -152,21 +157,15 @@ impl Scanner {
         }
     }
 
-    /// The files, sorted. A directory that is not there is an empty one.
-    fn names(&self) -> io::Result<std::collections::BTreeSet<String>> {
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                return Ok(Default::default());
-            }
-            Err(e) => return Err(e),
-        };
-        let mut names = std::collections::BTreeSet::new();
+    /// Why the directory could not be read at the last look. One that is not there is an empty one.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// The files, sorted.
+    fn names(&self) -> io::Result<BTreeSet<String>> {
+        let entries = fs::read_dir(&self.dir)?;
+        let mut names = BTreeSet::new();
         for entry in entries {
             // Hidden files are those that others are still writing; names that are no text are nobody's.
             if let Ok(name) = entry?.file_name().into_string()
@@ -267,6 +266,7 @@ fn read(path: &Path, dir: &Path) -> Result<Said, String> {
     let mut engine = Engine::new(handoff.pool_id, handoff.url);
     engine.declared = handoff.declared;
     engine.device_mask = handoff.device_mask;
+    engine.ignored = handoff.ignored;
     engine.sleeps = handoff.pid.is_some_and(falls_asleep);
     if let Some(other) = handoff.other_engine {
         let known = EngineKind::LlamaCpp.as_str();

@@ -6,6 +6,8 @@
 //! of the HOME profile.
 
 mod handoff;
+mod journal;
+mod known;
 mod llamacpp;
 mod probe;
 mod reader;
@@ -21,6 +23,7 @@ use http::HeaderValue;
 
 use crate::types::{Declared, HttpUrl, Origin, PoolId, PoolState, PoolStatus, Sample};
 
+pub use known::{Known, KnownEngine, News};
 pub use llamacpp::Http;
 pub use probe::{Found, probe};
 pub use roster::{PassedOver, Source};
@@ -43,6 +46,8 @@ pub struct Engine {
     pub key: Option<HeaderValue>,
     /// It was started to fall asleep when nothing is asked of it.
     pub sleeps: bool,
+    /// What of its handoff file is passed over, a sentence each.
+    pub ignored: Vec<String>,
     /// Why it is not worth asking. Such an engine is reported as this says, and not read.
     pub fault: Option<Fault>,
 }
@@ -58,6 +63,7 @@ impl Engine {
             device_mask: None,
             key: None,
             sleeps: false,
+            ignored: Vec::new(),
             fault: None,
         }
     }
@@ -70,33 +76,6 @@ pub struct Fault {
     pub state: PoolState,
     /// A sentence.
     pub why: String,
-}
-
-/// What is known of an engine before its first reading, from what was read of those that were there before: all of the
-/// one at its address, whatever it was called, and of one of its name elsewhere only what it served, so that requests for
-/// its models wait for it rather than being told that there is no such model.
-#[must_use]
-pub fn known_before<'a>(
-    engine: &Engine,
-    before: impl Iterator<Item = (&'a Engine, &'a PoolStatus)> + Clone,
-) -> Option<PoolStatus> {
-    let named = |status: &PoolStatus| PoolStatus {
-        pool_id: engine.pool_id.clone(),
-        ..status.clone()
-    };
-    let mut at_its_address = before.clone().filter(|(known, _)| known.url == engine.url);
-    if let Some((_, status)) = at_its_address.next() {
-        return Some(named(status));
-    }
-    let mut of_its_name = before.filter(|(known, _)| known.pool_id == engine.pool_id);
-    of_its_name.next().map(|(_, status)| PoolStatus {
-        ready: false,
-        state: PoolState::Loading,
-        slots_free: None,
-        in_flight: None,
-        detail: None,
-        ..named(status)
-    })
 }
 
 /// The requests that this process itself has at an engine. Counted by whoever sends them, read by the prober.
@@ -165,7 +144,8 @@ pub struct Reading {
     pub status: PoolStatus,
     /// Its slots, when they could be read.
     pub sample: Option<Sample>,
-    /// What of the engine's configuration costs its users something: what, why, and what to do.
+    /// What of the engine's configuration costs its users something: what, why, and what to do. First, what of its handoff
+    /// file is passed over.
     pub advice: Vec<String>,
 }
 

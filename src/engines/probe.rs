@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::clock::Clock;
 
 use super::handoff::{self, Scanner};
-use super::roster::{Claim, PassedOver, Roster, Source};
+use super::roster::{PassedOver, Roster, Source};
 use super::{Engine, Http, IDLE, Reading, reader};
 
 /// Everything that was found.
@@ -19,12 +19,14 @@ pub struct Found {
     pub engines: Vec<(Source, Engine, Option<Reading>)>,
     /// What was passed over.
     pub passed_over: Vec<PassedOver>,
+    /// Why the directory of handoff files could not be read.
+    pub trouble: Option<String>,
 }
 
 /// Looks once at every engine, at all of them at the same time. A file that is half written is waited for.
 pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) -> Found {
     let mut scanner = Scanner::new(runtime_dir);
-    let files = loop {
+    let (files, trouble) = loop {
         let looked = tokio::task::spawn_blocking(move || {
             let found = scanner.scan(clock.now());
             (scanner, found)
@@ -34,18 +36,12 @@ pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) 
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
         if !found.unsettled {
-            break found.claims;
+            break (found.claims, again.trouble().map(str::to_owned));
         }
         scanner = again;
         tokio::time::sleep(handoff::RETRY).await;
     };
-    let claims: Vec<Claim> = configured
-        .into_iter()
-        .enumerate()
-        .map(|(n, engine)| (Source::Configured(n), Ok(engine)))
-        .chain(files)
-        .collect();
-    let (engines, passed_over) = Roster::default().settle(claims);
+    let (engines, passed_over) = Roster::default().settle(&configured, files);
     let looks: Vec<_> = engines
         .into_iter()
         .map(|(source, engine)| {
@@ -60,6 +56,7 @@ pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) 
     Found {
         engines,
         passed_over,
+        trouble,
     }
 }
 

@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::clock::Clock;
 use crate::types::PoolState;
 
 use super::{Engine, Http, IDLE, InFlight, Reading, llamacpp};
 
-/// How often an engine is read while it works, loads or is away (contract §4).
+/// How often an engine is read while it works, and one that has just gone (contract §4).
 const WORKING: Duration = Duration::from_secs(1);
+/// How often one that stays away: it is there again within two seconds of answering, on a machine that is late by half of
+/// one, too.
+const AWAY: Duration = Duration::from_millis(1_500);
 /// How often while it loads: its model may be there in a moment.
 const LOADING: Duration = Duration::from_millis(250);
 
@@ -41,33 +44,16 @@ pub async fn watch(
             return;
         }
     };
-    let mut last: Option<(PoolState, Vec<String>)> = None;
     let mut hurried: Option<Duration> = None;
-    let mut advised: Vec<String> = Vec::new();
+    let mut away: u32 = 0;
     loop {
         let begun = Instant::now();
         let reading = prober.round().await;
         let state = reading.status.state;
-        let now = (steady(state), reading.status.models_available.clone());
-        if last.as_ref() != Some(&now) {
-            let detail = reading.status.detail.as_deref().unwrap_or_default();
-            let (pool_id, url) = (&engine.pool_id, &engine.url);
-            if engine.fault.is_some() {
-                warn!(%pool_id, %url, state = state.as_str(), detail, "this engine is not used");
-            } else if matches!(state, PoolState::Unreachable | PoolState::Misconfigured) {
-                warn!(%pool_id, %url, state = state.as_str(), detail, "this engine cannot be used now; it is asked again every second");
-            } else {
-                let models = reading.status.models_available.join(",");
-                info!(%pool_id, %url, state = state.as_str(), models, "engine changed");
-            }
-            last = Some(now);
-        }
-        for words in &reading.advice {
-            if !advised.contains(words) {
-                warn!(pool_id = %engine.pool_id, "{words}");
-            }
-        }
-        advised.clone_from(&reading.advice);
+        away = match state {
+            PoolState::Unreachable => away.saturating_add(1),
+            _ => 0,
+        };
         let taken = reading.sample.is_some_and(|sample| sample.busy > 0);
         let ours = in_flight
             .as_ref()
@@ -76,7 +62,7 @@ pub async fn watch(
         let pause = if prober.is_silent() {
             AT_ONCE
         } else {
-            let pause = pause(state, taken || ours).min(at_least);
+            let pause = pause(state, taken || ours, away).min(at_least);
             pause.saturating_sub(begun.elapsed()).max(AT_ONCE)
         };
         if readings.send(reading).await.is_err() {
@@ -101,20 +87,37 @@ pub async fn watch(
     }
 }
 
-/// How long until the next reading.
-fn pause(state: PoolState, works: bool) -> Duration {
+/// How long until the next reading. `away` is for how many rounds it could not be reached.
+fn pause(state: PoolState, works: bool, away: u32) -> Duration {
     match state {
         PoolState::Loading => LOADING,
         PoolState::Ready | PoolState::Sleeping if !works => IDLE,
+        PoolState::Unreachable if away > 1 => AWAY,
         _ => WORKING,
     }
 }
 
-/// What is worth a line in the log: an engine that fills its slots and empties them again is not.
-fn steady(state: PoolState) -> PoolState {
-    if state == PoolState::Busy {
-        PoolState::Ready
-    } else {
-        state
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_stays_away_is_asked_less_often_and_found_in_time_all_the_same() {
+        let unreachable = |away| pause(PoolState::Unreachable, false, away);
+        assert_eq!(unreachable(1), WORKING);
+        for away in [2, 3, u32::MAX] {
+            assert!(unreachable(away) > WORKING);
+            // With what a round takes: it answers at once, or refuses at once.
+            assert!(unreachable(away) + Duration::from_millis(500) <= Duration::from_secs(2));
+        }
+    }
+
+    #[test]
+    fn the_pause_follows_what_the_engine_does() {
+        assert_eq!(pause(PoolState::Loading, false, 0), LOADING);
+        assert_eq!(pause(PoolState::Ready, false, 0), IDLE);
+        assert_eq!(pause(PoolState::Ready, true, 0), WORKING);
+        assert_eq!(pause(PoolState::Busy, false, 0), WORKING);
+        assert_eq!(pause(PoolState::Misconfigured, false, 0), WORKING);
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use crate::types::{MAX_POOLS, PoolId};
+use crate::types::{MAX_POOLS, Origin, PoolId};
 
 use super::Engine;
 
@@ -45,14 +45,22 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// The engines of these claims, in the order of their sources, and the sources that are passed over.
+    /// The engines of the configuration and of handoff files, in the order of their sources, and the sources that are passed
+    /// over.
     ///
     /// Whoever holds a name keeps it for as long as it claims it; what was configured comes before files, files in the
     /// order of their names. An engine that is known to be of no use gives way to one that may be.
-    pub fn settle(&mut self, claims: Vec<Claim>) -> (Vec<(Source, Engine)>, Vec<PassedOver>) {
+    pub fn settle(
+        &mut self,
+        configured: &[Engine],
+        files: Vec<Claim>,
+    ) -> (Vec<(Source, Engine)>, Vec<PassedOver>) {
         let mut passed_over = Vec::new();
-        let mut engines: Vec<(Source, Engine)> = Vec::with_capacity(claims.len());
-        for (source, claim) in claims {
+        let configured = configured.iter().cloned().enumerate();
+        let mut engines: Vec<(Source, Engine)> = configured
+            .map(|(n, engine)| (Source::Configured(n), engine))
+            .collect();
+        for (source, claim) in files {
             match claim {
                 Ok(engine) => engines.push((source, engine)),
                 Err(why) => passed_over.push(PassedOver { source, why }),
@@ -64,11 +72,9 @@ impl Roster {
             (!configured, engine.fault.is_some(), !holds, source.clone())
         });
         let mut names: HashMap<PoolId, Source> = HashMap::with_capacity(engines.len());
-        let mut addresses: HashMap<(bool, String, u16, String), PoolId> =
-            HashMap::with_capacity(engines.len());
+        let mut addresses: HashMap<Origin, PoolId> = HashMap::with_capacity(engines.len());
         engines.retain(|(source, engine)| {
-            let origin = engine.url.origin();
-            let address = (origin.https, origin.host, origin.port, origin.base_path);
+            let address = engine.url.identity();
             let why = if let Some(holder) = names.get(&engine.pool_id) {
                 format!("the pool {} is already that of {holder}", engine.pool_id)
             } else if let Some(pool_id) = addresses.get(&address) {
@@ -120,8 +126,16 @@ mod tests {
     }
 
     /// `SOURCE=NAME` of those that hold, and the sources of those that do not.
-    fn settle(roster: &mut Roster, claims: Vec<Claim>) -> (Vec<String>, Vec<String>) {
-        let (engines, passed_over) = roster.settle(claims);
+    fn settle(roster: &mut Roster, files: Vec<Claim>) -> (Vec<String>, Vec<String>) {
+        settle_with(roster, &[], files)
+    }
+
+    fn settle_with(
+        roster: &mut Roster,
+        configured: &[Engine],
+        files: Vec<Claim>,
+    ) -> (Vec<String>, Vec<String>) {
+        let (engines, passed_over) = roster.settle(configured, files);
         let engines = engines.iter().map(|(s, e)| format!("{s}={}", e.pool_id));
         let passed_over = passed_over.iter().map(|p| p.source.to_string());
         (engines.collect(), passed_over.collect())
@@ -145,14 +159,13 @@ mod tests {
     #[test]
     fn of_several_that_come_at_once_the_configured_one_is_first_and_then_the_first_file() {
         let mut roster = Roster::default();
-        let configured = (Source::Configured(0), Ok(engine("default", 1)));
-        let claims = vec![
+        let configured = [engine("default", 1)];
+        let files = vec![
             file("b.json", engine("x", 2)),
             file("a.json", engine("x", 3)),
             file("c.json", engine("default", 4)),
-            configured,
         ];
-        let (engines, passed_over) = settle(&mut roster, claims);
+        let (engines, passed_over) = settle_with(&mut roster, &configured, files);
         assert_eq!(engines, ["--engine=default", "a.json=x"]);
         assert_eq!(passed_over, ["b.json", "c.json"]);
     }
@@ -176,9 +189,24 @@ mod tests {
     #[test]
     fn what_cannot_be_understood_is_passed_over_with_its_reason() {
         let claim = (Source::File("a.json".to_owned()), Err("no url".to_owned()));
-        let (engines, passed_over) = Roster::default().settle(vec![claim]);
+        let (engines, passed_over) = Roster::default().settle(&[], vec![claim]);
         assert!(engines.is_empty());
         assert_eq!(passed_over[0].why, "no url");
+    }
+
+    #[test]
+    fn one_engine_under_two_names_of_its_machine_is_one() {
+        let elsewhere = Engine {
+            url: HttpUrl::new("http://localhost:1").expect("an address"),
+            ..engine("b", 1)
+        };
+        let files = vec![file("b.json", elsewhere)];
+        let (engines, passed_over) = Roster::default().settle(&[engine("a", 1)], files);
+        assert_eq!(engines.len(), 1, "{engines:?}");
+        assert!(
+            passed_over[0].why.contains("is already the pool a"),
+            "{passed_over:?}"
+        );
     }
 
     #[test]
@@ -189,7 +217,7 @@ mod tests {
                 file(&format!("{n:05}.json"), engine(&format!("p{n}"), port))
             })
             .collect();
-        let (engines, passed_over) = Roster::default().settle(claims);
+        let (engines, passed_over) = Roster::default().settle(&[], claims);
         assert_eq!((engines.len(), passed_over.len()), (MAX_POOLS, 2));
         assert!(passed_over[0].why.contains("at most"));
     }

@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::types::PoolId;
 
 use super::handoff;
+use super::journal::Journal;
 use super::roster::{Claim, PassedOver, Roster, Source};
 use super::{Engine, Http, InFlight, Reading, reader};
 
@@ -64,6 +65,7 @@ pub enum Event {
 struct Reader {
     number: u64,
     watched: Watched,
+    journal: Journal,
     task: AbortHandle,
 }
 
@@ -123,8 +125,9 @@ impl Watch {
             tokio::select! {
                 Some(claims) = claimed.recv() => told = self.settle(claims).await,
                 Some((number, reading)) = read.recv() => {
-                    let current = self.readers.get(&reading.status.pool_id);
-                    if current.is_some_and(|reader| reader.number == number) {
+                    let current = self.readers.get_mut(&reading.status.pool_id);
+                    if let Some(reader) = current && reader.number == number {
+                        reader.journal.on_reading(&reader.watched.engine, &reading);
                         told = self.events.send(Event::Reading(Box::new(reading))).await.is_ok();
                     }
                 }
@@ -135,12 +138,7 @@ impl Watch {
 
     /// Gives each engine its reader, and says which there are. False when nobody listens any more.
     async fn settle(&mut self, files: Vec<Claim>) -> bool {
-        let configured = self.settings.configured.iter().cloned().enumerate();
-        let claims = configured
-            .map(|(n, engine)| (Source::Configured(n), Ok(engine)))
-            .chain(files)
-            .collect();
-        let (engines, passed_over) = self.roster.settle(claims);
+        let (engines, passed_over) = self.roster.settle(&self.settings.configured, files);
         self.tell(passed_over);
         let mut before = std::mem::take(&mut self.readers);
         let mut watched = Vec::with_capacity(engines.len());
@@ -171,9 +169,10 @@ impl Watch {
     fn spawn(&mut self, engine: Engine, known: Option<&Reader>) -> Reader {
         self.numbers += 1;
         let number = self.numbers;
-        // Requests that are at another process are not at this one.
+        // Requests that are at another process are not at this one, and what was said of that is not said of this.
+        let known = known.filter(|known| known.watched.engine.url == engine.url);
+        let journal = known.map(|known| known.journal.clone());
         let in_flight = known
-            .filter(|known| known.watched.engine.url == engine.url)
             .map(|known| Arc::clone(&known.watched.in_flight))
             .unwrap_or_else(|| {
                 Arc::new(if self.settings.counts {
@@ -207,6 +206,7 @@ impl Watch {
                 engine: Arc::new(engine),
                 in_flight,
             },
+            journal: journal.unwrap_or_default(),
             task: task.abort_handle(),
         }
     }

@@ -24,7 +24,7 @@ use crate::engines::{self, Engine, EngineKeys};
 use crate::gateway::{self, Gateway};
 use crate::listen::{self, Pulse, Workers};
 use crate::secrets::Secrets;
-use crate::service;
+use crate::service::{self, Signals};
 use crate::store::{MemoryStore, SqliteStore, Store, StoreError};
 use crate::types::{Alias, NodeId, VERSION};
 
@@ -97,17 +97,16 @@ pub enum ServeError {
     System(#[source] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT, then lets what runs finish. `secrets` say who is let in, and what is shown to them.
+/// Serves until `signals` tell it to stop, then lets what runs finish. `secrets` say who is let in, and what is shown to
+/// them.
 ///
 /// # Errors
 /// Why it did not start.
-pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError> {
+pub async fn run(settings: Settings, secrets: Secrets, signals: Signals) -> Result<(), ServeError> {
+    let (mut stop, hangup) = signals.split();
     let address = settings.listen;
     let listener = listen::bind(address).map_err(|source| ServeError::Bind { address, source })?;
     let address = listener.local_addr().map_err(ServeError::System)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
-    let hangup = signal(SignalKind::hangup()).map_err(ServeError::System)?;
     // A write beyond the limit on the size of files is an error like a full disk, and not the end of the process: the
     // signal that would be it is heard and passed over, here and after the stream of it is gone.
     let _too_large =
@@ -185,8 +184,7 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
 
     // Without any of these three the process would look alive and be wrong.
     let failed = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        () = stop.asked() => None,
         _ = driver => Some("the driver of the queues"),
         _ = probing => Some("the reader of engines"),
         _ = reaper => Some("the reaper of silent nodes"),
@@ -209,26 +207,22 @@ pub async fn run(settings: Settings, secrets: Secrets) -> Result<(), ServeError>
     admission.close();
     control.close_events();
     let grace = settings.shutdown_grace;
-    let mut stop = tokio::task::spawn_blocking(move || workers.stop(grace + LAST_WORDS));
-    let stopped = tokio::select! {
-        _ = &mut stop => true,
+    let mut stopped = tokio::task::spawn_blocking(move || workers.stop(grace + LAST_WORDS));
+    let in_time = tokio::select! {
+        _ = &mut stopped => true,
         () = tokio::time::sleep(grace) => {
             warn!("the grace has ended; what still runs is ended");
             false
         }
-        _ = terminate.recv() => {
-            warn!("a second signal: what still runs is ended");
-            false
-        }
-        _ = interrupt.recv() => {
+        () = stop.asked() => {
             warn!("a second signal: what still runs is ended");
             false
         }
     };
-    if !stopped {
+    if !in_time {
         // Their clients are told, and the connections end by themselves.
         admission.end_all();
-        drop(tokio::time::timeout(LAST_WORDS, stop).await);
+        drop(tokio::time::timeout(LAST_WORDS, stopped).await);
     }
     watchdog.abort();
     // The lane blocks on the disk; nothing else is left to run meanwhile.

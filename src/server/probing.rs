@@ -4,7 +4,7 @@
 //! engine that answers counts as a heartbeat of its node, one of an engine that does not only says so.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use tracing::{error, warn};
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::control::Control;
-use crate::engines::{self, Engine, EngineKeys, Event, Http, Reading, Watched};
+use crate::engines::{self, Engine, EngineKeys, Http, Known, KnownEngine, News};
 use crate::types::{
-    Capabilities, EngineRef, NodeId, PoolState, PoolStatus, RegisterRequest, name_engines,
+    Capabilities, EngineRef, NodeId, PoolId, PoolState, PoolStatus, RegisterRequest, name_engines,
 };
 
 /// How long the start waits for the first word of each engine (contract §1.1, `/readyz`).
@@ -97,65 +97,37 @@ impl Probing {
         };
         let mut events = engines::spawn_watch(settings, self.clock);
         let mut once_read = Some(once_read);
-        let mut known: Vec<(Watched, Option<PoolStatus>)> = Vec::new();
+        let mut known = Known::default();
         while let Some(event) = events.recv().await {
-            let (fresh, heard) = match event {
-                Event::Engines(watched) => {
-                    if watched.is_empty()
-                        && let Some(dir) = &dir
-                    {
-                        warn!(
-                            "no engines: name them with --engine, or put handoff files into {}; until then there is nothing to serve",
-                            dir.display()
-                        );
-                    }
-                    let before = std::mem::take(&mut known);
-                    known.extend(watched.into_iter().map(|watched| {
-                        let read = before.iter().filter_map(|(known, status)| {
-                            Some((known.engine.as_ref(), status.as_ref()?))
-                        });
-                        let url = &watched.engine.url;
-                        let status =
-                            engines::known_before(&watched.engine, read).map(|status| PoolStatus {
-                                url: Some(url.clone()),
-                                ..status
-                            });
-                        (watched, status)
-                    }));
-                    if *node_id == NodeId::local() {
-                        let keys = known.iter().map(|(known, _)| known.engine.as_ref());
-                        self.keys.set(keys);
-                    }
+            let (fresh, heard) = match known.on(event) {
+                Some(News::Engines { .. }) => {
+                    self.on_engines(node_id, &known, dir.as_deref());
                     (None, false)
                 }
-                Event::Reading(reading) => {
-                    let Reading { status, sample, .. } = *reading;
-                    let named = known
-                        .iter_mut()
-                        .find(|(known, _)| known.engine.pool_id == status.pool_id);
-                    let Some((Watched { engine, .. }, last)) = named else {
+                Some(News::Reading {
+                    pool_id,
+                    before,
+                    now,
+                    sample,
+                }) => {
+                    let heard = now.state != PoolState::Unreachable;
+                    if !heard && before.as_ref() == Some(&now) {
+                        // It is as unreachable as it was.
                         continue;
-                    };
-                    let heard = status.state != PoolState::Unreachable;
-                    let fresh = sample.map(|sample| (status.pool_id.clone(), sample));
-                    *last = Some(PoolStatus {
-                        // Dialled directly: there is no agent in between.
-                        url: Some(engine.url.clone()),
-                        ..status
-                    });
-                    (fresh, heard)
+                    }
+                    (sample.map(|sample| (pool_id, sample)), heard)
                 }
+                None => continue,
             };
             self.tell_in_flight(node_id, &known);
-            let pools = known.iter().filter_map(|(_, status)| status.clone());
             if let Err(e) = self
                 .control
-                .report(node_id, pools.collect(), fresh.as_slice(), heard)
+                .report(node_id, dialled(&known), fresh.as_slice(), heard)
             {
                 // It has left at this moment, and its readers go with it.
                 warn!(node_id = node_id.as_str(), error = %e, "a reading was not taken");
             }
-            if known.iter().all(|(_, status)| status.is_some())
+            if known.are_all_read()
                 && let Some(once_read) = once_read.take()
             {
                 once_read();
@@ -163,12 +135,29 @@ impl Probing {
         }
     }
 
+    fn on_engines(&self, node_id: &NodeId, known: &Known, dir: Option<&Path>) {
+        if known.iter().next().is_none()
+            && let Some(dir) = dir
+        {
+            warn!(
+                "no engines: name them with --engine, or put handoff files into {}; until then there is nothing to serve",
+                dir.display()
+            );
+        }
+        if *node_id == NodeId::local() {
+            let engines = known.iter().map(|known| known.watched.engine.as_ref());
+            self.keys.set(engines);
+        }
+    }
+
     /// Tells the readers what the gateway has at their engines: one that works may be looked at without keeping it awake.
-    fn tell_in_flight(&self, node_id: &NodeId, known: &[(Watched, Option<PoolStatus>)]) {
-        let counts = self.admission.counts(node_id);
-        for (Watched { engine, in_flight }, _) in known {
-            let found = counts.iter().find(|(id, _)| *id == engine.pool_id);
-            in_flight.tell(found.map_or(0, |(_, counts)| counts.running + counts.quarantined));
+    fn tell_in_flight(&self, node_id: &NodeId, known: &Known) {
+        let counts: HashMap<PoolId, u32> = (self.admission.counts(node_id).into_iter())
+            .map(|(pool_id, counts)| (pool_id, counts.running + counts.quarantined))
+            .collect();
+        for KnownEngine { watched, .. } in known.iter() {
+            let count = counts.get(&watched.engine.pool_id);
+            watched.in_flight.tell(count.copied().unwrap_or(0));
         }
     }
 
@@ -204,4 +193,15 @@ impl Probing {
         let _ = tokio::time::timeout(FIRST_WORD, read).await;
         task
     }
+}
+
+/// The states of engines that are dialled directly: there is no agent in between.
+fn dialled(known: &Known) -> Vec<PoolStatus> {
+    let dialled = known.iter().filter_map(|known| {
+        Some(PoolStatus {
+            url: Some(known.watched.engine.url.clone()),
+            ..PoolStatus::clone(known.status.as_ref()?)
+        })
+    });
+    dialled.collect()
 }

@@ -1,6 +1,8 @@
 //! Names of engines whose pools nobody has named.
 
-use super::{EngineRef, HttpUrl, PoolId};
+use std::collections::HashMap;
+
+use super::{EngineRef, HttpUrl, Origin, PoolId};
 
 /// Engines that cannot stand beside each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +34,7 @@ pub enum EngineClash {
 pub fn name_engines(engines: &[EngineRef]) -> Result<Vec<(PoolId, HttpUrl)>, EngineClash> {
     let mut unnamed = 0;
     let mut named: Vec<(PoolId, HttpUrl)> = Vec::with_capacity(engines.len());
+    let mut known: HashMap<Origin, PoolId> = HashMap::with_capacity(engines.len());
     for engine in engines {
         let name = engine.pool_id.clone().unwrap_or_else(|| {
             unnamed += 1;
@@ -42,14 +45,8 @@ pub fn name_engines(engines: &[EngineRef]) -> Result<Vec<(PoolId, HttpUrl)>, Eng
             }
         });
         let url = engine.url.clone();
-        if let Some((first, _)) = named
-            .iter()
-            .find(|(_, other)| other.origin() == url.origin())
-        {
-            return Err(EngineClash::Twice {
-                url,
-                first: first.clone(),
-            });
+        if let Some(first) = known.insert(url.identity(), name.clone()) {
+            return Err(EngineClash::Twice { url, first });
         }
         if let Some((_, first)) = named.iter().find(|(other, _)| *other == name) {
             return Err(EngineClash::SameName {

@@ -1,6 +1,7 @@
 //! Addresses of agents and engines.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -93,6 +94,28 @@ impl HttpUrl {
         }
     }
 
+    /// What tells the server at this address from others, however the address is written: `localhost`, 127.0.0.1, `[::1]`
+    /// and the wildcard addresses, which lead there too, are one host. Nothing is looked up, and nobody is dialled by it:
+    /// where a name may mean two addresses, servers of one port on both are rarer than one server under two names. Other
+    /// addresses of 127.0.0.0/8 are hosts of their own, since nobody uses them but to tell servers apart.
+    #[must_use]
+    pub fn identity(&self) -> Origin {
+        let mut origin = self.origin();
+        let here = match origin.host.parse::<IpAddr>() {
+            Ok(ip) => {
+                let ip = ip.to_canonical();
+                ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST
+            }
+            Err(_) => false,
+        };
+        if here {
+            origin.host = "localhost".to_owned();
+        }
+        // As good as the host and the port, which are compared.
+        origin.authority = String::new();
+        origin
+    }
+
     /// This address with `path` (which begins with a slash) added.
     #[must_use]
     pub fn join(&self, path: &str) -> String {
@@ -183,5 +206,32 @@ mod tests {
             (443, "gpu1.example", "")
         );
         assert!(plain.https);
+    }
+
+    #[test]
+    fn one_server_is_known_by_all_names_of_its_own_machine() {
+        let identity = |text: &str| HttpUrl::new(text).expect(text).identity();
+        let one = identity("http://127.0.0.1:8081");
+        for same in [
+            "http://localhost:8081",
+            "http://LOCALHOST:8081/",
+            "http://[::1]:8081",
+            "http://0.0.0.0:8081",
+            "http://[::]:8081",
+            "http://[::ffff:127.0.0.1]:8081",
+        ] {
+            assert_eq!(identity(same), one, "{same}");
+        }
+        for other in [
+            "http://127.0.0.1:8082",
+            "http://127.0.0.2:8081",
+            "https://127.0.0.1:8081",
+            "http://localhost:8081/base",
+            "http://localhost.example:8081",
+            "http://10.0.0.1:8081",
+        ] {
+            assert_ne!(identity(other), one, "{other}");
+        }
+        assert_eq!(identity("http://h"), identity("http://H:80/"));
     }
 }

@@ -310,3 +310,59 @@ fn the_key_of_an_engine_is_shown_to_it_and_to_nobody_else() {
     let shown = http::get(server.address, "/v2/nodes/n1").expect("an answer");
     assert!(!shown.text().expect("a body").contains("sesame"));
 }
+
+#[test]
+fn what_is_no_news_is_not_said_again_when_a_file_is_rewritten() {
+    let runtime = Runtime::new();
+    let engine = ScriptedEngine::start("m", 1);
+    let put = |handoff: &Value| {
+        runtime.write(".new", handoff);
+        fs::rename(runtime.file(".new"), runtime.file("a.json")).expect("renames");
+    };
+    put(&json!({"url": engine.url(), "pid": -1, "device_mask": "0"}));
+    let orchd = Orchd::serve_home(&[], &["--runtime-dir", runtime.path()]);
+    seen(&orchd, "a file", &[ready("default", &engine.url())]);
+    for mask in ["1", "2", "3"] {
+        let before = engine.probes().len();
+        put(&json!({"url": engine.url(), "pid": -1, "device_mask": mask}));
+        // Sooner than one that idles is read by itself: its reader has begun anew.
+        eventually(SEEN + SLACK, "it is read again", || {
+            match engine.probes().len() {
+                read if read > before + 3 => Ok(()),
+                read => Err(format!("{read} questions after {before}")),
+            }
+        });
+    }
+    // Whatever was read before this is told after it.
+    put(&json!({"url": engine.url(), "pool_id": "b"}));
+    seen(&orchd, "another name", &[ready("b", &engine.url())]);
+    let log = orchd.log();
+    for said in [
+        "pool_id=default url=",
+        "an engine was handed over pool_id=default",
+        "it has one slot",
+        "/metrics is off",
+        "the pid -1 of its handoff file",
+    ] {
+        let lines = log.lines().filter(|line| line.contains(said));
+        let lines = lines.filter(|line| !line.contains("pool_id=b"));
+        let wanted = if said == "pool_id=default url=" { 2 } else { 1 };
+        assert_eq!(lines.count(), wanted, "{said}:\n{log}");
+    }
+}
+
+#[test]
+fn an_engine_by_another_name_of_its_machine_is_passed_over() {
+    let runtime = Runtime::new();
+    let engine = ScriptedEngine::start("m", 1);
+    let orchd = Orchd::serve_home(&[engine.url()], &["--runtime-dir", runtime.path()]);
+    let localhost = engine.url().replace("127.0.0.1", "localhost");
+    assert_ne!(localhost, engine.url());
+    runtime.write("b.json", &json!({"url": localhost, "pool_id": "b"}));
+    eventually(SEEN + SLACK, "a warning", || {
+        let log = orchd.log();
+        let warned = log.contains("is already the pool default: its slots would be counted twice");
+        if warned { Ok(()) } else { Err(log) }
+    });
+    seen(&orchd, "the first", &[ready("default", &engine.url())]);
+}

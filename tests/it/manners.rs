@@ -9,10 +9,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
+use crate::fake_control_plane::orchd;
 use crate::scripted_engine::{Script, ScriptedEngine};
-use crate::support::eventually;
 use crate::support::http::{self, written};
-use crate::support::secure::{Process, SOON};
+use crate::support::process::Running;
+use crate::support::secure::{Authority, Process, SOON};
+use crate::support::{eventually, free_address};
 
 /// A service manager, as far as its services know it.
 struct Manager {
@@ -372,4 +374,40 @@ fn a_head_that_is_too_large_is_told_so() {
             .map(drop)
             .map_err(|e| e.to_string())
     });
+}
+
+/// Whether a process does not leave SIGTERM to the system: bit 14 of what it catches (proc(5)).
+fn catches_sigterm(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    caught.is_some_and(|bits| bits & (1 << 14) != 0)
+}
+
+#[test]
+fn a_stop_that_comes_before_anything_was_done_is_one_in_good_order() {
+    let authority = Authority::new("orchd test").pem();
+    for arguments in [&["agent", "--node-id", "n"][..], &["serve"]] {
+        let dir = tempfile::tempdir().expect("a directory");
+        // A start that reads from a pipe goes no further until the test lets it.
+        let pipe = dir.path().join("ca.pem");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.expect("runs").success());
+        let listen = free_address().to_string();
+        let ca = pipe.to_str().expect("UTF-8");
+        let options = [arguments, &["--listen", &listen, "--ca", ca]].concat();
+        let mut command = orchd(&options);
+        command.env("HOME", dir.path()).current_dir(dir.path());
+        let mut running = Running::spawn(arguments[0], &mut command, &dir.path().join("log"));
+        eventually(SOON, "it hears signals", || {
+            if catches_sigterm(running.pid()) {
+                Ok(())
+            } else {
+                Err(running.log())
+            }
+        });
+        running.terminate();
+        std::fs::write(&pipe, &authority).expect("it is read");
+        assert_eq!(running.wait(SOON), Some(0), "{}", running.log());
+    }
 }

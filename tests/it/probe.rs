@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use crate::fake_control_plane::{Ran, orchd};
 use crate::scripted_engine::ScriptedEngine;
 use crate::support::engine::{Engine, Model};
+use crate::support::orchd::Orchd;
 
 const H100: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gpu/h100.json");
 const LOST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gpu/lost.json");
@@ -146,4 +147,84 @@ fn settings_of_a_real_engine_that_cost_its_users_are_named() {
     let bad = probe(&runtime(), &["--gpu-fixture", "/nowhere.json"]);
     assert_eq!(bad.exit, Some(1));
     assert!(bad.stderr.contains("/nowhere.json"), "{}", bad.stderr);
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_is_said_after_all_else() {
+    let runtime = runtime();
+    let file = runtime.path().join("file");
+    fs::write(&file, "").expect("writes");
+    let file = file.to_str().expect("UTF-8");
+    let engine = ScriptedEngine::start("m", 2);
+    let ran = crate::fake_control_plane::run(&[
+        "probe",
+        "--runtime-dir",
+        file,
+        "--gpu-fixture",
+        H100,
+        "--engine",
+        &engine.url(),
+    ]);
+    assert_eq!(ran.exit, Some(1), "{}", ran.stderr);
+    assert!(ran.stdout.contains(&engine.url()), "{}", ran.stdout);
+    let said = format!("error: cannot read the directory of handoff files {file}: Not a directory");
+    assert!(
+        ran.stderr.contains(&said) && ran.stderr.contains("hint: "),
+        "{}",
+        ran.stderr
+    );
+    // One that is not there yet is an empty one.
+    fs::remove_file(file).expect("removes");
+    let later = ["probe", "--runtime-dir", file, "--gpu-fixture", H100];
+    let ran = crate::fake_control_plane::run(&later);
+    assert_eq!(ran.exit, Some(0), "{}", ran.stderr);
+}
+
+#[test]
+fn an_orchd_is_no_engine_with_a_token_or_without() {
+    let engine = ScriptedEngine::start("m", 2);
+    let open = Orchd::serve_home(&[engine.url()], &[]);
+    let guarded = Orchd::serve_home_guarded(&[engine.url()], "0123456789abcdef0123456789abcdef");
+    let agent = Orchd::agent(&open.url(), "n", &[engine.url()]);
+    let behind = format!("{}/pools/default", agent.url());
+    for (url, is_orchd) in [
+        (open.url(), true),
+        (guarded.url(), true),
+        (format!("{}/v1", open.url()), true),
+        (agent.url(), true),
+        (behind, false),
+    ] {
+        let options = ["--gpu-fixture", H100, "--engine", &url, "-o", "json"];
+        let found: Value = serde_json::from_str(&probe(&runtime(), &options).stdout).expect("JSON");
+        let pool = &found["pools"][0];
+        let state = if is_orchd { "misconfigured" } else { "ready" };
+        assert_eq!(pool["state"], state, "{url}: {pool}");
+        let detail = pool["detail"].as_str().unwrap_or_default();
+        assert_eq!(
+            detail.contains("this is orchd itself"),
+            is_orchd,
+            "{url}: {pool}"
+        );
+    }
+}
+
+#[test]
+fn a_machine_without_a_gpu_is_well_and_one_without_its_driver_is_not() {
+    let fixture = |name: &str| {
+        let path = format!(
+            "{}/tests/fixtures/gpu/{name}.json",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        probe(&runtime(), &["--gpu-fixture", &path]).stdout
+    };
+    let none = fixture("no_gpu");
+    assert!(
+        none.contains("Health:  ok") && none.contains("no NVIDIA GPU on its PCI bus"),
+        "{none}"
+    );
+    let undriven = fixture("no_driver");
+    assert!(
+        undriven.contains("degraded") && undriven.contains("NO_DRIVER: 2 NVIDIA GPUs are on"),
+        "{undriven}"
+    );
 }

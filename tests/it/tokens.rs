@@ -582,3 +582,29 @@ fn an_agent_turns_a_large_request_away_so_that_it_is_understood() {
     }
     assert_eq!(status(agent.address, "/health", None), 200);
 }
+
+#[test]
+fn an_agent_tells_a_token_that_is_missing_from_one_that_is_wrong() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().to_str().expect("UTF-8");
+    let plane = Process::start(
+        &["serve", "--cloud", "--state-dir", state],
+        &[("ORCHD_API_TOKEN", OLD), ("ORCHD_CLIENT_TOKEN", CLIENT)],
+    );
+    let server = format!("http://{}", plane.address);
+    let agent = |token: &[(&str, &str)], words: &str| {
+        let mut agent = Process::start(&["agent", "--node-id", "n", "--server", &server], token);
+        agent.logged(words);
+        agent.log()
+    };
+    let missing = "wants a token and was shown none";
+    let wrong = "does not take the token it was shown";
+    let log = agent(&[], missing);
+    assert!(!log.contains(wrong) && !log.contains("client="), "{log}");
+    for token in [NEW, CLIENT] {
+        let log = agent(&[("ORCHD_API_TOKEN", token)], wrong);
+        assert!(!log.contains(missing) && !log.contains(token), "{log}");
+        // A field that would be empty is left out.
+        assert!(log.contains("api=\"") && !log.contains("client="), "{log}");
+    }
+}

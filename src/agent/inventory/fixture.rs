@@ -11,6 +11,8 @@
 //! 3. Situations: `{"error": "DriverNotLoaded"}`, a GPU `{"index": 1, "error": "GpuLost"}` (names of NVML's errors as
 //!    `nvml_wrapper` spells them), and `{"hang": true}`, a driver that does not answer until the file says otherwise.
 //!
+//! `{"on_bus": 2}` beside an error are the GPUs that are on the bus all the same; without it there are none.
+//!
 //! `period_ms` and `deadline_ms` beside them replace the pace of the readings; they are read once, at the start.
 
 use std::path::{Path, PathBuf};
@@ -38,13 +40,16 @@ pub struct FixtureError {
 #[derive(Debug)]
 pub(super) struct FixtureSource {
     path: PathBuf,
+    /// As the latest reading said.
+    on_bus: usize,
 }
 
 /// What is in it.
 #[derive(Debug)]
 enum Scene {
     Hangs,
-    Answers(Answer<Driver>),
+    /// And the GPUs on the bus.
+    Answers(Answer<Driver>, usize),
 }
 
 impl FixtureSource {
@@ -53,7 +58,7 @@ impl FixtureSource {
         let value = load(&path)?;
         let pace = pace(&value).and_then(|pace| scene(&value).map(|_| pace));
         let pace = pace.map_err(|why| refused(&path, why))?;
-        Ok((Self { path }, pace))
+        Ok((Self { path, on_bus: 0 }, pace))
     }
 
     fn look(&self) -> Result<Scene, FixtureError> {
@@ -66,13 +71,20 @@ impl Source for FixtureSource {
         loop {
             match self.look() {
                 Ok(Scene::Hangs) => std::thread::sleep(LOOK_AGAIN),
-                Ok(Scene::Answers(answer)) => return answer,
+                Ok(Scene::Answers(answer, on_bus)) => {
+                    self.on_bus = on_bus;
+                    return answer;
+                }
                 Err(error) => {
                     let words = error.to_string();
                     return Err(Fault::Failed { words });
                 }
             }
         }
+    }
+
+    fn on_bus(&mut self) -> usize {
+        self.on_bus
     }
 }
 
@@ -111,7 +123,7 @@ fn pace(value: &Value) -> Result<Pace, String> {
 
 fn scene(value: &Value) -> Result<Scene, String> {
     let object = match value {
-        Value::Array(_) => return listed(value).map(|driver| Scene::Answers(Ok(driver))),
+        Value::Array(_) => return listed(value).map(|driver| Scene::Answers(Ok(driver), 0)),
         Value::Object(object) => object,
         other => return Err(format!("it is neither a list nor an object: {other}")),
     };
@@ -119,7 +131,12 @@ fn scene(value: &Value) -> Result<Scene, String> {
         return Ok(Scene::Hangs);
     }
     if let Some(fault) = object.get("error").and_then(Value::as_str) {
-        return Ok(Scene::Answers(Err(named(fault))));
+        let on_bus = match object.get("on_bus") {
+            None => 0,
+            Some(count) => small(count).ok_or_else(|| format!("`on_bus` is {count}"))?,
+        };
+        let on_bus = usize::try_from(on_bus).unwrap_or(usize::MAX);
+        return Ok(Scene::Answers(Err(named(fault)), on_bus));
     }
     let gpus = match object.get("gpus") {
         Some(Value::Array(gpus)) => gpus,
@@ -130,12 +147,13 @@ fn scene(value: &Value) -> Result<Scene, String> {
         .enumerate()
         .map(|(at, gpu)| device(at, gpu).map_err(|why| format!("`gpus[{at}]`: {why}")))
         .collect();
-    Ok(Scene::Answers(Ok(Driver {
+    let driver = Driver {
         version: answer(object, "driver", text)?,
         cuda_version: answer(object, "cuda", small)?,
         count: gpus.len(),
         devices: devices?,
-    })))
+    };
+    Ok(Scene::Answers(Ok(driver), 0))
 }
 
 fn device(at: usize, gpu: &Value) -> Result<Device, String> {

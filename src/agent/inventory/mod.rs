@@ -6,6 +6,7 @@
 
 mod fixture;
 mod nvml;
+mod pci;
 pub mod report;
 pub mod snapshot;
 #[cfg(test)]
@@ -38,6 +39,9 @@ pub trait Source: Send {
     /// # Errors
     /// Why the driver cannot even be asked.
     fn read(&mut self) -> Answer<Driver>;
+
+    /// How many GPUs are on the bus, driver or not.
+    fn on_bus(&mut self) -> usize;
 }
 
 /// When the GPUs are read.
@@ -120,6 +124,7 @@ fn answer_when_asked(
             system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         }
         let snapshot = Snapshot {
+            on_bus: if driver.is_ok() { 0 } else { source.on_bus() },
             driver,
             ram_available_bytes: system.as_ref().map(System::available_memory),
         };
@@ -175,6 +180,7 @@ async fn keep(
 fn broken(words: String) -> Snapshot {
     Snapshot {
         driver: Err(Fault::Failed { words }),
+        on_bus: 0,
         ram_available_bytes: None,
     }
 }
@@ -217,6 +223,11 @@ fn log(before: &Report, now: &Report) {
             let Finding { code, gpu } = finding;
             info!(code, gpu, "what was wrong with the GPUs is over");
         }
+    }
+    if let Some(note) = now.note
+        && before.note.is_none()
+    {
+        info!("{note}");
     }
     let gpus = now.capabilities.gpus.len();
     if gpus != before.capabilities.gpus.len() {

@@ -1,13 +1,15 @@
 //! Asks NVML. Every call here may block for as long as the driver likes.
 
+use std::path::Path;
+
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::error::NvmlError;
 
 use crate::types::MAX_GPUS;
 
-use super::Source;
 use super::snapshot::{Answer, Card, Device, Driver, Fault, Memory};
+use super::{Source, pci};
 
 /// Mode of `nvmlDeviceGetMigMode` when it is on (`NVML_DEVICE_MIG_ENABLE`).
 const MIG_ON: u32 = 1;
@@ -41,6 +43,10 @@ impl Source for NvmlSource {
         };
         self.nvml = Some(nvml);
         Ok(driver)
+    }
+
+    fn on_bus(&mut self) -> usize {
+        pci::nvidia_gpus(Path::new(pci::DEVICES))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::types::{Capabilities, Gpu, Health, HealthReason, HealthStatus, MAX_GP
 
 use super::snapshot::{Answer, Card, Driver, Fault, Memory, Snapshot};
 
-/// There is no driver, or it is not loaded.
+/// There are GPUs on the bus, and no driver, or it is not loaded.
 pub const NO_DRIVER: &str = "NO_DRIVER";
 /// The driver was updated while an older one is loaded.
 pub const DRIVER_MISMATCH: &str = "DRIVER_MISMATCH";
@@ -42,6 +42,9 @@ pub struct Report {
     pub driver_version: Option<String>,
     /// The newest CUDA the driver can run, `major.minor`.
     pub cuda_version: Option<String>,
+    /// What is worth saying of the GPUs although nothing is wrong with them.
+    #[serde(skip)]
+    pub note: Option<&'static str>,
     /// What each reason of `health` is about, in the same order.
     #[serde(skip)]
     pub(super) findings: Vec<Finding>,
@@ -126,6 +129,7 @@ impl Report {
             },
             driver_version: None,
             cuda_version: None,
+            note: None,
             findings: Vec::new(),
         }
     }
@@ -253,8 +257,27 @@ impl History {
                 self.good = report.faded();
                 report
             }
-            Err(fault) => self.on_fault(fault),
+            Err(Fault::LibraryNotFound | Fault::DriverNotLoaded) if snapshot.on_bus == 0 => {
+                self.on_none()
+            }
+            Err(fault) => self.on_fault(fault, snapshot.on_bus),
         }
+    }
+
+    /// A machine that never had a GPU is none with something wrong.
+    fn on_none(&mut self) -> Report {
+        self.forget();
+        Report {
+            note: Some(
+                "this machine has no GPUs: no NVIDIA driver, and no NVIDIA GPU on its PCI bus",
+            ),
+            ..self.good.clone()
+        }
+    }
+
+    fn forget(&mut self) {
+        self.cards.clear();
+        self.good = Report::empty(self.board);
     }
 
     /// NVML has not answered for so long.
@@ -274,19 +297,25 @@ impl History {
         report
     }
 
-    fn on_fault(&mut self, fault: &Fault) -> Report {
+    fn on_fault(&mut self, fault: &Fault, on_bus: usize) -> Report {
+        let seen = match on_bus {
+            1 => "1 NVIDIA GPU is on the PCI bus".to_owned(),
+            count => format!("{count} NVIDIA GPUs are on the PCI bus"),
+        };
         let (code, message) = match fault {
             Fault::LibraryNotFound => (
                 NO_DRIVER,
-                "there is no NVIDIA driver on this machine (no libnvidia-ml.so.1), so it counts as one without GPUs: \
-                 install the driver if it has some, and they are found within a minute"
-                    .to_owned(),
+                format!(
+                    "{seen}, and there is no NVIDIA driver on this machine (no libnvidia-ml.so.1), so it counts as one \
+                     without GPUs: install the driver, and they are found within a minute"
+                ),
             ),
             Fault::DriverNotLoaded => (
                 NO_DRIVER,
-                "the NVIDIA driver is installed but not loaded, so this machine counts as one without GPUs: load it \
-                 with `modprobe nvidia`, and they are found within a minute"
-                    .to_owned(),
+                format!(
+                    "{seen}, and the NVIDIA driver is installed but not loaded, so this machine counts as one without \
+                     GPUs: load it with `modprobe nvidia`, and they are found within a minute"
+                ),
             ),
             Fault::VersionMismatch => (
                 DRIVER_MISMATCH,
@@ -304,8 +333,7 @@ impl History {
             ),
         };
         if code == NO_DRIVER {
-            self.cards.clear();
-            self.good = Report::empty(self.board);
+            self.forget();
         }
         let mut report = self.good.clone();
         report.add(code, None, message);

@@ -33,6 +33,8 @@ pub enum Fault {
 pub struct Snapshot {
     /// The driver and its GPUs; a fault when it could not even be asked.
     pub driver: Answer<Driver>,
+    /// GPUs on the bus, of which a machine without a driver may have some; not counted while there is a driver.
+    pub on_bus: usize,
     /// Main memory that is free or can be freed.
     pub ram_available_bytes: Option<u64>,
 }

@@ -31,6 +31,7 @@ fn answered(value: &Value) -> Snapshot {
     let (mut source, _) = FixtureSource::new(path).expect("it stands in for NVML");
     Snapshot {
         driver: source.read(),
+        on_bus: source.on_bus(),
         ram_available_bytes: Some(RAM_AVAILABLE),
     }
 }
@@ -191,6 +192,29 @@ fn a_machine_without_a_driver_has_no_gpus_and_says_why() {
         assert_eq!(report.capabilities.cpu_cores, Some(20));
         assert_eq!(report.capabilities.ram_total_bytes, Some(128_000_000_000));
     }
+}
+
+#[test]
+fn a_machine_with_neither_a_driver_nor_a_gpu_has_nothing_wrong_with_it_and_it_is_said() {
+    for name in ["no_gpu", "driver_without_gpu"] {
+        let report = first(name);
+        assert_eq!(codes(&report), [""; 0], "{name}");
+        assert!(
+            report
+                .note
+                .is_some_and(|note| note.contains("no NVIDIA GPU on its PCI bus")),
+            "{report:?}"
+        );
+        assert_eq!(report.gpus, []);
+        assert_eq!(report.capabilities.cpu_cores, Some(20));
+    }
+    // One whose card is taken out under way, too.
+    let mut history = History::new(BOARD);
+    let there = history.on_snapshot(&answered(&recorded("h100")));
+    assert_eq!(there.note, None);
+    let gone = history.on_snapshot(&answered(&recorded("no_gpu")));
+    assert_eq!((codes(&gone).len(), gone.capabilities.gpus.len()), (0, 0));
+    assert_eq!(history.on_snapshot(&answered(&recorded("h100"))), there);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::clock::Clock;
 use crate::fetch::{self, FetchError};
 use crate::tls;
-use crate::types::{EngineKind, Mono, PoolState, PoolStatus, Sample};
+use crate::types::{EngineKind, Mono, PoolState, PoolStatus, Sample, VERSION_HEADER};
 
 use super::{Engine, InFlight, Reading};
 
@@ -30,6 +30,10 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 /// Idle connections are closed by the engine after 5 s (measured).
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
+
+/// Said of an address at which there is no engine but another of us: what is sent there would come round again.
+const ORCHD: &str =
+    "this is orchd itself, not an engine: give the address at which llama-server listens";
 
 /// The HTTP clients of all readers, made when they are first needed.
 #[derive(Debug, Clone, Default)]
@@ -171,6 +175,9 @@ impl Prober {
             request = request.header(header::AUTHORIZATION, key.clone());
         }
         let response = request.send().await.map_err(|e| failure(&e))?;
+        if self.is_orchd(&response) {
+            return Err(Failure::Strange(ORCHD.to_owned()));
+        }
         if response.status() != StatusCode::OK {
             return Err(Failure::Status(response.status().as_u16()));
         }
@@ -180,6 +187,13 @@ impl Prober {
                 FetchError::Http(e) => failure(&e),
                 e @ FetchError::TooLarge { .. } => Failure::Strange(format!("{path}: {e}")),
             })
+    }
+
+    /// Whether an orchd answers for itself. Behind an agent's `/pools/…` it is the engine that answers, and the agent adds
+    /// its header.
+    fn is_orchd(&self, response: &reqwest::Response) -> bool {
+        let relayed = self.engine.url.origin().base_path.starts_with("/pools/");
+        !relayed && response.headers().contains_key(VERSION_HEADER)
     }
 
     fn reading(&self, verdict: Verdict, begun: Mono) -> Reading {
@@ -230,7 +244,7 @@ impl Prober {
         Reading {
             status,
             sample,
-            advice: self.state.advice(),
+            advice: [self.engine.ignored.clone(), self.state.advice()].concat(),
         }
     }
 }
