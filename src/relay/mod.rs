@@ -221,6 +221,8 @@ fn request(origin: &Origin, outgoing: &Outgoing) -> Result<Request<Full<Bytes>>,
     *request.method_mut() = outgoing.method.clone();
     *request.uri_mut() = uri;
     *request.headers_mut() = outgoing.headers.clone();
+    // The body need not be the one that the headers came with; hyper writes its length.
+    request.headers_mut().remove(header::CONTENT_LENGTH);
     let host = HeaderValue::from_str(&origin.authority).map_err(http::Error::from)?;
     request.headers_mut().insert(header::HOST, host);
     Ok(request)

@@ -92,7 +92,8 @@ fn journey_dead_a_stopped_engine_gets_no_work_and_goes_on_where_it_was() {
             false => Err(log),
         }
     });
-    assert!(took > FOUND, "it is given two seconds: {took:?}");
+    assert!(took > FOUND / 2, "it is given time to answer: {took:?}");
+    assert!(took < FOUND + Duration::from_millis(500), "{took:?}");
     let asked = Instant::now();
     let refused = http::get(agent.address, "/pools/ring/v1/models").expect("an answer");
     let at_once = asked.elapsed();

@@ -115,7 +115,7 @@ fn a_busy_pool_is_left_alone_for_as_long_as_it_asked_within_bounds() {
         (Some(7_000), 7_000),
         (Some(0), 100),
         (Some(3_600_000), 30_000),
-        (None, 1_000),
+        (None, 250),
     ] {
         let (mut b, pool, grant, ticket) = held_with_one_in_line();
         b.dispatch.pause(at(10), pool, asked);
