@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::metrics::{self, GpuSample, Host, UNKNOWN_MODEL};
+use crate::metrics::{self, GpuSample, Host, Meter, UNKNOWN_MODEL};
 use crate::types::{PoolId, PoolStatus};
 
 use super::proxy::Shared;
 
 impl Shared {
-    /// The model of a request as the metrics call it: one of those that the pool has.
-    pub fn model(&self, pool_id: &PoolId, body: &[u8]) -> Arc<str> {
+    /// What is counted of a request's model: one of those that the pool has.
+    pub fn meter(&self, pool_id: &PoolId, body: &[u8]) -> Arc<Meter> {
         #[derive(Deserialize)]
         struct Named<'a> {
             #[serde(borrow, default)]
@@ -24,13 +24,14 @@ impl Shared {
             .find(|pool| pool.pool_id == *pool_id)
             .map_or(&[][..], |pool| &pool.models_available);
         if let [only] = models {
-            return only.as_str().into();
+            return self.relayed.meter(only);
         }
         let named = serde_json::from_slice::<Named<'_>>(body).ok();
-        named
+        let known = named
             .and_then(|named| named.model)
-            .filter(|name| models.iter().any(|model| model == name))
-            .map_or(UNKNOWN_MODEL.into(), |name| name.as_ref().into())
+            .filter(|name| models.iter().any(|model| model == name));
+        self.relayed
+            .meter(known.as_deref().unwrap_or(UNKNOWN_MODEL))
     }
 
     /// The text of `/metrics`.

@@ -16,13 +16,12 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::json;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use tracing::info;
 
 use crate::auth::{API_KEY, Area, Guard};
 use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Answer, Handler};
-use crate::metrics::{self, About, Phase, Relayed};
+use crate::metrics::{self, About, Course, Meter, Phase, Relayed};
 use crate::relay::{self, End, Load, Outgoing, Peer, RelayBody, SendError, Vitals};
 use crate::types::{NodeId, Origin, PoolId, PoolStatus, REFUSED_HEADER, VERSION, VERSION_HEADER};
 
@@ -82,14 +81,9 @@ pub(super) struct Carried {
     /// At its engine, and in all.
     guards: Option<[InFlightGuard; 2]>,
     shared: Arc<Shared>,
-    begun: Instant,
-    /// What is counted of it, once it is at the engine.
-    tally: Option<Tally>,
-}
-
-struct Tally {
-    model: Arc<str>,
-    answering: bool,
+    course: Course,
+    /// What is counted of its model, once it is at the engine and until it has ended.
+    meter: Option<Arc<Meter>>,
 }
 
 impl Carried {
@@ -102,19 +96,16 @@ impl Carried {
 
 impl Load for Carried {
     fn answering(&mut self) {
-        if let Some(tally) = &mut self.tally {
-            tally.answering = true;
-            self.shared
-                .relayed
-                .began(&tally.model, self.begun.elapsed());
-        }
+        self.course.began();
     }
 
-    fn done(&mut self, _: End) {
-        if let Some(tally) = self.tally.take() {
-            self.shared
-                .relayed
-                .ended(&tally.model, self.begun.elapsed());
+    fn passing(&mut self, bytes: &Bytes) {
+        self.course.pass(bytes);
+    }
+
+    fn done(&mut self, end: End) {
+        if let Some(meter) = self.meter.take() {
+            self.course.tell(&meter, end == End::Whole);
         }
         self.end();
     }
@@ -122,8 +113,10 @@ impl Load for Carried {
 
 impl Drop for Carried {
     fn drop(&mut self) {
-        if let Some(tally) = &self.tally {
-            self.shared.relayed.cancelled(if tally.answering {
+        if let Some(meter) = &self.meter {
+            self.course.tell(meter, false);
+            let answering = self.course.first_after().is_some();
+            self.shared.relayed.cancelled(if answering {
                 Phase::Stream
             } else {
                 Phase::Prefill
@@ -274,8 +267,8 @@ impl Proxy {
         let carried = Carried {
             guards: Some([door.in_flight.enter(), self.0.all.enter()]),
             shared: Arc::clone(&self.0),
-            begun: Instant::now(),
-            tally: None,
+            course: Course::new(),
+            meter: None,
         };
         if self.0.stopping.load(Ordering::SeqCst) {
             return Err(Refused::Stopping);
@@ -301,10 +294,7 @@ impl Proxy {
                 Refused::BadBody
             })?;
         if parts.method == Method::POST {
-            carried.tally = Some(Tally {
-                model: self.0.model(&door.pool_id, &body),
-                answering: false,
-            });
+            carried.meter = Some(self.0.meter(&door.pool_id, &body));
         }
         let mut headers = parts.headers;
         relay::end_to_end(&mut headers);
@@ -331,7 +321,7 @@ impl Proxy {
             headers,
             body,
         };
-        let model = carried.tally.as_ref().map(|tally| Arc::clone(&tally.model));
+        let meter = carried.meter.clone();
         let send = async |carried| {
             let vitals = Some(&door.vitals);
             relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await
@@ -345,8 +335,8 @@ impl Proxy {
         match sent {
             Ok(mut response) => {
                 relay::end_to_end(response.headers_mut());
-                if let Some(model) = model {
-                    self.0.relayed.answered(&model, response.status().as_u16());
+                if let Some(meter) = meter {
+                    meter.answered(response.status().as_u16());
                 }
                 // Only this proxy says so.
                 response.headers_mut().remove(REFUSED_HEADER);
@@ -354,7 +344,7 @@ impl Proxy {
             }
             Err((error, mut carried)) => {
                 // Nobody has left.
-                carried.tally = None;
+                carried.meter = None;
                 let never_sent = matches!(error, SendError::Connect { .. });
                 info!(pool_id, %error, never_sent, "the engine did not answer a request");
                 // The control plane is to know before the next reading is due.

@@ -11,7 +11,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::metrics::{Meter, Phase, Relayed, Tokens, UNKNOWN_MODEL};
+use crate::metrics::{Course, Meter, Phase, Relayed, UNKNOWN_MODEL};
 use crate::relay::End;
 
 use super::outlet::Outlet;
@@ -68,7 +68,7 @@ pub(super) struct Record {
     id: HeaderValue,
     /// Of its model; none while that is not known.
     meter: Option<Arc<Meter>>,
-    begun: Instant,
+    course: Course,
     /// When it asked for a slot for the last time.
     asked: Instant,
     /// How long it has waited for slots.
@@ -76,8 +76,6 @@ pub(super) struct Record {
     pub attempts: u32,
     outlet: Option<Arc<Outlet>>,
     phase: Phase,
-    first: Option<Instant>,
-    tokens: Tokens,
     /// Of the answer, once the client has it.
     status: Option<StatusCode>,
     /// How it ended, where that needs a word.
@@ -88,19 +86,16 @@ pub(super) struct Record {
 
 impl Record {
     pub fn new(book: &Arc<Book>, id: HeaderValue) -> Self {
-        let now = Instant::now();
         Self {
             book: Arc::clone(book),
             id,
             meter: None,
-            begun: now,
-            asked: now,
+            course: Course::new(),
+            asked: Instant::now(),
             queued: Duration::ZERO,
             attempts: 0,
             outlet: None,
             phase: Phase::Queue,
-            first: None,
-            tokens: Tokens::default(),
             status: None,
             outcome: None,
             whole: false,
@@ -129,8 +124,7 @@ impl Record {
         self.attempts += 1;
         self.outlet = Some(outlet);
         self.phase = Phase::Prefill;
-        self.first = None;
-        self.tokens = Tokens::default();
+        self.course.again();
     }
 
     /// How long it has waited for slots, in milliseconds.
@@ -150,11 +144,11 @@ impl Record {
     /// The first bytes of an answer are here.
     pub fn began(&mut self) {
         self.phase = Phase::Stream;
-        self.first = Some(Instant::now());
+        self.course.began();
     }
 
     pub fn passing(&mut self, bytes: &[u8]) {
-        self.tokens.pass(bytes);
+        self.course.pass(bytes);
     }
 
     /// The engine has finished.
@@ -179,12 +173,6 @@ impl Record {
     pub fn cut(&mut self, code: &'static str) {
         self.outcome = Some(code);
     }
-
-    /// What a token after the first took, on average.
-    fn per_token(&self, first: Instant, ended: Instant) -> Option<Duration> {
-        let after_first = u32::try_from(self.tokens.count()?.checked_sub(1)?).ok()?;
-        (ended - first).checked_div(after_first)
-    }
 }
 
 impl Drop for Record {
@@ -194,8 +182,6 @@ impl Drop for Record {
             book.unknown
                 .get_or_init(|| book.relayed.meter(UNKNOWN_MODEL))
         });
-        let now = Instant::now();
-        let took = now - self.begun;
         let outcome = match (self.outcome, self.status) {
             (Some(code), _) => code,
             (None, Some(status)) if self.whole && status.as_u16() < 400 => "ok",
@@ -212,11 +198,7 @@ impl Drop for Record {
         if self.outlet.is_some() {
             meter.waited(self.queued);
         }
-        if let Some(first) = self.first {
-            meter.began(first - self.begun);
-            let each = is_well.then(|| self.per_token(first, now)).flatten();
-            meter.ended(took, each);
-        }
+        self.course.tell(meter, is_well);
         if !book.wants(is_well) {
             return;
         }
@@ -228,9 +210,9 @@ impl Drop for Record {
             node = upstream.map(|upstream| upstream.node_id.as_str()),
             pool = upstream.map(|upstream| upstream.pool_id.as_str()),
             queue_ms = upstream.map(|_| self.queue_ms()),
-            ttft_ms = self.first.map(|first| millis(first - self.begun)),
-            ms = millis(took),
-            tokens = self.tokens.count(),
+            ttft_ms = self.course.first_after().map(millis),
+            ms = millis(self.course.elapsed()),
+            tokens = self.course.tokens(),
             attempts = self.attempts,
             status = self.status.map(|status| status.as_u16()),
             phase = (outcome == "cancelled").then(|| self.phase.as_str()),

@@ -6,10 +6,10 @@
 //! `control`, which counts and describes, and by `api`, which counts calls and serves the text.
 
 mod collect;
+mod course;
 mod host;
 mod outcome;
 mod relayed;
-mod tokens;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +19,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
 pub use collect::{About, Fleet, NodeSample, PoolSample};
+pub use course::Course;
 pub use host::{GpuSample, Host};
 pub use outcome::{Call, DrainStep, Outcome};
 pub use relayed::{Meter, Phase, Relayed, UNKNOWN_MODEL};
-pub use tokens::Tokens;
 
 /// What [`expose`] writes: OpenMetrics, which Prometheus asks for by this name.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -1,7 +1,8 @@
 //! What a relay to engines counts: the gateway's names, for whoever relays.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
@@ -90,12 +91,13 @@ pub struct Relayed {
     first: Histograms,
     token: Histograms,
     whole: Histograms,
+    meters: Arc<RwLock<HashMap<Arc<str>, Arc<Meter>>>>,
 }
 
-/// What is counted of one model. Made once for each, so that no request looks anything up by its name.
+/// What is counted of one model. Made once for each, so that no request looks up each series by its labels.
 #[derive(Debug)]
 pub struct Meter {
-    relayed: Relayed,
+    answered: Family<Answered, Counter>,
     model: Arc<str>,
     ok: Counter,
     queue: Histogram,
@@ -116,7 +118,8 @@ impl Meter {
         if code == 200 {
             self.ok.inc();
         } else {
-            self.relayed.answered(&self.model, code);
+            let model = self.model.to_string();
+            self.answered.get_or_create(&Answered { model, code }).inc();
         }
     }
 
@@ -154,6 +157,7 @@ impl Relayed {
             first: seconds(),
             token: Family::new_with_constructor(Seconds(&TOKEN_BOUNDS)),
             whole: seconds(),
+            meters: Arc::default(),
         };
         for (family, words) in [(&new.rejected, reasons), (&new.retries, retries)] {
             for &word in words {
@@ -165,12 +169,6 @@ impl Relayed {
             drop(new.cancelled.get_or_create(&phase));
         }
         new
-    }
-
-    /// A request has its answer's status.
-    pub fn answered(&self, model: &str, code: u16) {
-        let model = model.to_owned();
-        self.answered.get_or_create(&Answered { model, code }).inc();
     }
 
     /// A request was refused here.
@@ -188,42 +186,37 @@ impl Relayed {
     /// What is counted of a model.
     #[must_use]
     pub fn meter(&self, model: &str) -> Arc<Meter> {
+        let known = self.meters.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(meter) = known.get(model) {
+            return Arc::clone(meter);
+        }
+        drop(known);
+        let mut known = self.meters.write().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(self.new_meter(model));
+        Arc::clone(known.entry(model.into()).or_insert_with(new))
+    }
+
+    fn new_meter(&self, model: &str) -> Meter {
         let label = One("model", model.to_owned());
         let answered = Answered {
             model: model.to_owned(),
             code: 200,
         };
-        Arc::new(Meter {
-            relayed: self.clone(),
+        Meter {
+            answered: self.answered.clone(),
             model: model.into(),
             ok: self.answered.get_or_create(&answered).clone(),
             queue: self.queue.get_or_create(&label).clone(),
             first: self.first.get_or_create(&label).clone(),
             token: self.token.get_or_create(&label).clone(),
             whole: self.whole.get_or_create(&label).clone(),
-        })
+        }
     }
 
     /// A client left.
     pub fn cancelled(&self, phase: Phase) {
         let phase = One("phase", phase.as_str().to_owned());
         self.cancelled.get_or_create(&phase).inc();
-    }
-
-    /// The first bytes of an answer are here, so long after the request.
-    pub fn began(&self, model: &str, after: Duration) {
-        let model = One("model", model.to_owned());
-        self.first
-            .get_or_create(&model)
-            .observe(after.as_secs_f64());
-    }
-
-    /// An answer has ended, so long after the request.
-    pub fn ended(&self, model: &str, after: Duration) {
-        let model = One("model", model.to_owned());
-        self.whole
-            .get_or_create(&model)
-            .observe(after.as_secs_f64());
     }
 
     /// All of it, as a registry.

@@ -1,8 +1,12 @@
-//! How many tokens an answer had, read off its bytes as they pass.
+//! The course of an answer: when it began, and how many tokens it had, read off its bytes as they pass.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use memchr::memmem::Finder;
+use tokio::time::Instant;
+
+use super::Meter;
 
 /// Where engines say it: completions, messages and responses, and llama.cpp's timings. In a text these would be escaped.
 static TOLD: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
@@ -16,17 +20,89 @@ static TOLD: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
 /// What every event has.
 static EVENT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("data:"));
 
+/// The course of one request's answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Course {
+    begun: Instant,
+    first: Option<Instant>,
+    tokens: Tokens,
+}
+
+impl Course {
+    /// The request is here.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            first: None,
+            tokens: Tokens::default(),
+        }
+    }
+
+    /// It is tried again: nothing of an answer is there.
+    pub fn again(&mut self) {
+        self.first = None;
+        self.tokens = Tokens::default();
+    }
+
+    /// The first bytes of its answer are here.
+    pub fn began(&mut self) {
+        self.first = Some(Instant::now());
+    }
+
+    /// So much of its answer passes.
+    pub fn pass(&mut self, bytes: &[u8]) {
+        self.tokens.pass(bytes);
+    }
+
+    /// Since the request.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// From the request to the first bytes of its answer.
+    #[must_use]
+    pub fn first_after(&self) -> Option<Duration> {
+        self.first.map(|first| first - self.begun)
+    }
+
+    /// Tokens of the answer so far; `None` when nothing was told, and nothing streamed.
+    #[must_use]
+    pub fn tokens(&self) -> Option<u64> {
+        self.tokens.count()
+    }
+
+    /// Tells the meter, at the end. What a token after the first took is told of answers that are whole.
+    pub fn tell(&self, meter: &Meter, is_whole: bool) {
+        let Some(first) = self.first else { return };
+        let ended = Instant::now();
+        let after_first = (self.tokens.count())
+            .and_then(|tokens| u32::try_from(tokens.checked_sub(1)?).ok())
+            .filter(|_| is_whole);
+        let each = after_first.and_then(|tokens| (ended - first).checked_div(tokens));
+        meter.began(first - self.begun);
+        meter.ended(ended - self.begun, each);
+    }
+}
+
+impl Default for Course {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Counts the tokens of one answer. The engine's own number where it tells one; otherwise the events of the stream, which
 /// are a few more: one opens a chat, one ends it.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tokens {
+struct Tokens {
     events: u64,
     told: Option<u64>,
 }
 
 impl Tokens {
     /// So much of the answer passes. What is cut between two of these is not seen; engines write whole events.
-    pub fn pass(&mut self, bytes: &[u8]) {
+    fn pass(&mut self, bytes: &[u8]) {
         let events = EVENT.find_iter(bytes).count();
         self.events += u64::try_from(events).unwrap_or(0);
         for told in TOLD.iter() {
@@ -37,8 +113,7 @@ impl Tokens {
     }
 
     /// Tokens so far; `None` when nothing was told, and nothing streamed.
-    #[must_use]
-    pub fn count(&self) -> Option<u64> {
+    fn count(&self) -> Option<u64> {
         self.told.or((self.events > 0).then_some(self.events))
     }
 }
