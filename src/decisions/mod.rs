@@ -6,3 +6,5 @@
 #![doc = include_str!("0005-what-a-restart-keeps.md")]
 #![doc = include_str!("0006-ending-what-runs.md")]
 #![doc = include_str!("0007-who-speaks-for-a-node.md")]
+#![doc = include_str!("0008-answers-put-together.md")]
+#![doc = include_str!("0009-what-ends-a-relayed-answer.md")]
