@@ -14,6 +14,8 @@ mod events;
 mod fake_control_plane;
 mod fleet;
 mod gateway;
+mod gateway_cancel;
+mod gateway_slots;
 mod generated;
 mod handoff;
 mod idle;

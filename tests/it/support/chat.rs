@@ -56,7 +56,7 @@ impl Ask {
     fn finish_reason(self) -> &'static str {
         match self.model {
             Model::Counting => "stop",
-            Model::Ring => "length",
+            Model::Ring | Model::Smol => "length",
         }
     }
 

@@ -24,6 +24,8 @@ pub enum Model {
     Counting,
     /// Counts in a circle until `max_tokens`, some hundred words a second.
     Ring,
+    /// SmolLM2-135M: a real one, slow enough that reading a long prompt takes seconds.
+    Smol,
 }
 
 impl Model {
@@ -32,6 +34,7 @@ impl Model {
         match self {
             Self::Counting => "counting",
             Self::Ring => "ring",
+            Self::Smol => "smollm2",
         }
     }
 }
