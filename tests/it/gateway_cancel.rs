@@ -4,6 +4,7 @@
 //! too; what the machine itself was late meanwhile is not held against orchd, and is shown.
 
 use std::net::Shutdown;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -543,23 +544,39 @@ fn long_chat(words: usize) -> Vec<u8> {
     )
 }
 
+/// What an engine with one slot was seen to do.
+#[derive(Default)]
+struct Seen {
+    readings: u32,
+    deferred: f64,
+    /// When its slot was idle for the first time after it was left.
+    idle: Option<Instant>,
+}
+
+fn watch(engine: &Engine, left: &OnceLock<Instant>, over: &AtomicBool) -> Seen {
+    let mut seen = Seen::default();
+    while !over.load(Ordering::Relaxed) {
+        let has_left = left.get().is_some();
+        let busy = engine.metric("requests_processing");
+        seen.deferred = seen.deferred.max(engine.metric("requests_deferred"));
+        seen.readings += 1;
+        if has_left && busy == 0.0 {
+            seen.idle.get_or_insert_with(Instant::now);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    seen
+}
+
 #[test]
 fn nobody_is_sent_to_a_slot_that_was_left_in_prefill_until_the_engine_is_done_with_it() {
     const OTHERS: usize = 3;
     let engine = Engine::start(Model::Smol, 1, 4_096);
     let orchd = Orchd::serve_home(&[engine.url()], &[]);
-    let over = AtomicBool::new(false);
+    let (left, over) = (OnceLock::new(), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            let (mut readings, mut deferred) = (0_u32, 0.0_f64);
-            while !over.load(Ordering::Relaxed) {
-                deferred = deferred.max(engine.metric("requests_deferred"));
-                readings += 1;
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            (readings, deferred)
-        });
-        let leaver = begin(&orchd, &long_chat(2_500));
+        let watched = scope.spawn(|| watch(&engine, &left, &over));
+        let leaver = begin(&orchd, &long_chat(1_500));
         eventually(SOON, "the prompt is being read", || {
             match engine.slots_busy() {
                 1 => Ok(()),
@@ -567,40 +584,48 @@ fn nobody_is_sent_to_a_slot_that_was_left_in_prefill_until_the_engine_is_done_wi
             }
         });
         std::thread::sleep(Duration::from_millis(300));
-        let left = Instant::now();
         drop(leaver);
+        let left = *left.get_or_init(Instant::now);
         let quarantined = || Metrics::read(orchd.address).total("orchd_gateway_quarantined");
-        eventually(SOON, "the slot is in quarantine", || match quarantined() {
-            1.0 => Ok(()),
-            other => Err(format!("{other} are")),
+        eventually(SOON, "the slot is in quarantine", || {
+            let slots = quarantined();
+            (slots > 0.0)
+                .then_some(())
+                .ok_or_else(|| format!("{slots} are"))
         });
         let answers = at_once(OTHERS, |_| {
             let response = http::send(orchd.address, &long_chat(5)).expect("an answer");
-            let began = left.elapsed();
+            let status = response.status;
             (
-                response.status,
+                status,
                 response.text().expect("a whole body"),
-                began,
+                left.elapsed(),
             )
         });
         over.store(true, Ordering::Relaxed);
-        let (readings, deferred) = watch.join().expect("no panic");
-        let mut began: Vec<Duration> = answers.iter().map(|(_, _, began)| *began).collect();
-        began.sort_unstable();
+        let seen = watched.join().expect("no panic");
+        let idle = seen.idle.map(|idle| idle - left);
+        let mut answered: Vec<Duration> = answers.iter().map(|(_, _, after)| *after).collect();
+        answered.sort_unstable();
         eprintln!(
-            "a client left in prefill; those behind it in the one slot were answered after {began:?}; {readings} readings, \
-             at most {deferred} deferred in the engine"
+            "a client left in prefill; the one slot was idle after {idle:?}, those behind it were answered after \
+             {answered:?}; {} readings, at most {} deferred in the engine",
+            seen.readings, seen.deferred
         );
         for (status, text, _) in &answers {
             assert_eq!(*status, 200, "{text}");
             assert!(text.ends_with("[DONE]\n\n"), "{text}");
         }
-        assert!(readings > 10);
-        assert_eq!(deferred, 0.0, "they wait here, not in the engine");
-        let queued = Metrics::read(orchd.address);
-        assert_eq!(
-            queued.sum("orchd_gateway_cancelled_total", "phase=\"prefill\""),
-            1.0
+        assert!(seen.readings > 10);
+        assert_eq!(seen.deferred, 0.0, "they wait here, not in the engine");
+        // There is a reading each second, and the answers are short.
+        let late = answered[0].saturating_sub(idle.unwrap_or_default());
+        assert!(
+            late < Duration::from_secs(3),
+            "{late:?} after the slot was idle"
         );
+        let metrics = Metrics::read(orchd.address);
+        let phase = "phase=\"prefill\"";
+        assert_eq!(metrics.sum("orchd_gateway_cancelled_total", phase), 1.0);
     });
 }

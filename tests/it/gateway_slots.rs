@@ -434,8 +434,12 @@ fn two_thousand_slow_streams_fit_into_150_mb() {
     };
     eprintln!(
         "{STREAMS} streams of an event each {PACE:?} ({profile} build): all ran after {running:?} and had ended after {:?}; \
-         memory {before:.1?} before, {most:.1?} with all of them, {after:.1?} after; {:.1} KB each",
+         PSS {:.1} MB before, {:.1} MB with all of them ({:.1} MB of it no file's), {:.1} MB after; {:.1} KB each",
         begun.elapsed(),
+        before.pss,
+        most.pss,
+        most.anonymous,
+        after.pss,
         (most.pss - before.pss) * 1_000.0 / STREAMS as f64
     );
     let whole = answers
