@@ -4,19 +4,16 @@
 //! too; what the machine itself was late meanwhile is not held against orchd, and is shown.
 
 use std::net::Shutdown;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::scripted_engine::{Asked, Script, ScriptedEngine};
-use crate::support::chat::ring;
-use crate::support::engine::{Engine, Model};
 use crate::support::http::{self, Begun, Response, written};
 use crate::support::orchd::Orchd;
 use crate::support::readings::{Lateness, Metrics, descriptors};
+use crate::support::secure::{Authority, Process, https, https_begin, write};
 use crate::support::seed::Random;
 use crate::support::{at_once, eventually};
 
@@ -375,6 +372,103 @@ fn a_client_that_leaves_after_the_last_byte_has_cancelled_nothing() {
     assert!(took < Duration::from_millis(50) * 40, "{took:?}");
 }
 
+#[test]
+fn a_client_that_read_nothing_and_leaves_has_left() {
+    let engine = ScriptedEngine::start("m", 16);
+    engine.always(Script::stream().flood(64 << 10));
+    let orchd = serve(&[&engine]);
+    let lateness = Lateness::watch();
+    let mut gone = Gone::default();
+    for number in 0..4 {
+        let client = begin(&orchd, &chat("m", true));
+        engine.wait_for(number + 1);
+        engine.wait_stuck(number);
+        let left = Instant::now();
+        drop(client);
+        gone.add(&lateness, left, engine.wait_left(number));
+    }
+    gone.check("clients leave that have stopped to read");
+    let rest = || Metrics::read(orchd.address).at_rest();
+    eventually(FREE_WITHIN, "nothing is left", rest);
+}
+
+#[test]
+fn a_client_that_leaves_behind_tls_is_gone_as_soon() {
+    let engine = ScriptedEngine::start("m", 16);
+    engine.always(begun_stream());
+    let authority = Authority::new("orchd tests");
+    let issued = authority.issue();
+    let dir = tempfile::tempdir().expect("a directory");
+    let cert = write(dir.path(), "cert.pem", &issued.cert);
+    let key = write(dir.path(), "key.pem", &issued.key);
+    let (url, ca) = (engine.url(), authority.pem());
+    let arguments = [
+        "serve",
+        "--engine",
+        &url,
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+    ];
+    let orchd = Process::start(&arguments, &[]);
+    eventually(SOON, "the engine is read", || {
+        let request = written("GET", "/v1/models/m", &[("connection", "close")], b"");
+        let answer = https(orchd.address, &ca, &request).map_err(|e| e.to_string())?;
+        (answer.contains("\"ready\"")).then_some(()).ok_or(answer)
+    });
+    let lateness = Lateness::watch();
+    let mut gone = Gone::default();
+    for number in 0..12 {
+        let more: &[u8] = if number % 2 == 0 { b"" } else { b"\r\n" };
+        let request = [&chat("m", true)[..], more].concat();
+        let client = https_begin(orchd.address, &ca, &request).expect("a connection");
+        engine.wait_for(number + 1);
+        engine.wait_began(number);
+        let left = Instant::now();
+        drop(client);
+        gone.add(&lateness, left, engine.wait_left(number));
+    }
+    gone.check("clients leave behind TLS, half of them with more than a request sent");
+}
+
+#[test]
+fn a_client_that_leaves_is_gone_at_the_engine_behind_an_agent_as_soon() {
+    let engine = ScriptedEngine::start("m", 16);
+    engine.always(begun_stream());
+    let state = tempfile::tempdir().expect("a directory for the state");
+    let plane = Orchd::serve_cloud(state.path(), &[]);
+    let agent = Orchd::agent(&plane.url(), "n", &[engine.named("e")]);
+    eventually(SOON, "its pool is ready", || {
+        let pools = http::get_json(plane.address, "/v2/pools");
+        (pools["pools"][0]["ready"] == true)
+            .then_some(())
+            .ok_or_else(|| pools.to_string())
+    });
+    let before = [&plane, &agent].map(descriptors_at_rest);
+    let lateness = Lateness::watch();
+    let mut gone = Gone::default();
+    for number in 0..20 {
+        let client = begin(&plane, &chat("m", true));
+        engine.wait_for(number + 1);
+        if number % 2 == 0 {
+            engine.wait_began(number);
+        }
+        let left = Instant::now();
+        drop(client);
+        gone.add(&lateness, left, engine.wait_left(number));
+    }
+    gone.check("clients leave whose engine is behind an agent");
+    for (orchd, before) in [&plane, &agent].into_iter().zip(before) {
+        eventually(IDLE_GONE_WITHIN, "no descriptor is left over", || {
+            let now = descriptors(orchd.pid());
+            (now <= before)
+                .then_some(())
+                .ok_or_else(|| format!("{now} are open, {before} were"))
+        });
+    }
+}
+
 /// What clients may send behind the request that is in hand.
 fn behind() -> [Vec<u8>; 3] {
     let next = chat("m", true);
@@ -459,173 +553,4 @@ fn a_request_that_came_behind_another_is_answered_after_it() {
     }
     let asked: Vec<Asked> = engine.asked();
     assert_eq!(asked.len(), 6);
-}
-
-// With real engines.
-
-/// How soon the slot of a client that left in the middle of its answer is idle.
-const IDLE_WITHIN: Duration = Duration::from_millis(500);
-
-/// Waits until no slot of the engine works, and says how long that took.
-fn wait_idle(engine: &Engine) -> Duration {
-    eventually(IDLE_WITHIN, "all slots are idle", || engine.idle()).1
-}
-
-#[test]
-fn a_real_engines_slot_is_idle_at_once_wherever_in_its_stream_a_client_leaves() {
-    const ROUNDS: u64 = 20;
-    let mut random = Random::seeded();
-    let engine = Engine::start(Model::Ring, 4, 32_768);
-    let orchd = Orchd::serve_home(&[engine.url()], &[]);
-    let mut took: Vec<Duration> = (0..ROUNDS)
-        .map(|_| {
-            let mut stream = ring(4_000).stream(orchd.address).expect("a stream");
-            let words = usize::try_from(random.below(120)).expect("small");
-            stream.read(words).expect("words");
-            drop(stream);
-            wait_idle(&engine)
-        })
-        .collect();
-    took.sort_unstable();
-    eprintln!(
-        "a real engine's slot, left at a word of the first 120, {ROUNDS} times: idle after {:?} (p50), {:?} (p100)",
-        took[took.len() / 2],
-        took[took.len() - 1]
-    );
-}
-
-#[test]
-#[ignore = "until answers that are not streams are assembled here: the engine generates them to their end otherwise"]
-fn a_real_engines_slot_is_idle_at_once_when_a_client_leaves_whose_answer_is_put_together() {
-    const ROUNDS: u64 = 20;
-    let mut random = Random::seeded();
-    let engine = Engine::start(Model::Ring, 4, 32_768);
-    let orchd = Orchd::serve_home(&[engine.url()], &[]);
-    let body = json!({"model": "ring", "max_tokens": 4_000, "messages": [{"role": "user", "content": "Count!"}]});
-    let request = written(
-        "POST",
-        "/v1/chat/completions",
-        &[],
-        body.to_string().as_bytes(),
-    );
-    let mut took: Vec<Duration> = (0..ROUNDS)
-        .map(|_| {
-            let client = begin(&orchd, &request);
-            eventually(SOON, "it runs", || match engine.slots_busy() {
-                1 => Ok(()),
-                busy => Err(format!("{busy} are busy")),
-            });
-            std::thread::sleep(Duration::from_micros(random.below(200_000)));
-            assert_eq!(engine.slots_busy(), 1, "it still runs");
-            drop(client);
-            wait_idle(&engine)
-        })
-        .collect();
-    took.sort_unstable();
-    eprintln!(
-        "a real engine's slot, left while its answer was put together, {ROUNDS} times: idle after {:?} (p50), {:?} (p100)",
-        took[took.len() / 2],
-        took[took.len() - 1]
-    );
-}
-
-/// A chat with the real model, of so many words.
-fn long_chat(words: usize) -> Vec<u8> {
-    let content = "river ".repeat(words);
-    let body = json!({
-        "model": "smollm2", "stream": true, "max_tokens": 4, "cache_prompt": false,
-        "messages": [{"role": "user", "content": content}],
-    });
-    written(
-        "POST",
-        "/v1/chat/completions",
-        &[],
-        body.to_string().as_bytes(),
-    )
-}
-
-/// What an engine with one slot was seen to do.
-#[derive(Default)]
-struct Seen {
-    readings: u32,
-    deferred: f64,
-    /// When its slot was idle for the first time after it was left.
-    idle: Option<Instant>,
-}
-
-fn watch(engine: &Engine, left: &OnceLock<Instant>, over: &AtomicBool) -> Seen {
-    let mut seen = Seen::default();
-    while !over.load(Ordering::Relaxed) {
-        let has_left = left.get().is_some();
-        let busy = engine.metric("requests_processing");
-        seen.deferred = seen.deferred.max(engine.metric("requests_deferred"));
-        seen.readings += 1;
-        if has_left && busy == 0.0 {
-            seen.idle.get_or_insert_with(Instant::now);
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    seen
-}
-
-#[test]
-fn nobody_is_sent_to_a_slot_that_was_left_in_prefill_until_the_engine_is_done_with_it() {
-    const OTHERS: usize = 3;
-    let engine = Engine::start(Model::Smol, 1, 4_096);
-    let orchd = Orchd::serve_home(&[engine.url()], &[]);
-    let (left, over) = (OnceLock::new(), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        let watched = scope.spawn(|| watch(&engine, &left, &over));
-        let leaver = begin(&orchd, &long_chat(1_500));
-        eventually(SOON, "the prompt is being read", || {
-            match engine.slots_busy() {
-                1 => Ok(()),
-                busy => Err(format!("{busy} are busy")),
-            }
-        });
-        std::thread::sleep(Duration::from_millis(300));
-        drop(leaver);
-        let left = *left.get_or_init(Instant::now);
-        let quarantined = || Metrics::read(orchd.address).total("orchd_gateway_quarantined");
-        eventually(SOON, "the slot is in quarantine", || {
-            let slots = quarantined();
-            (slots > 0.0)
-                .then_some(())
-                .ok_or_else(|| format!("{slots} are"))
-        });
-        let answers = at_once(OTHERS, |_| {
-            let response = http::send(orchd.address, &long_chat(5)).expect("an answer");
-            let status = response.status;
-            (
-                status,
-                response.text().expect("a whole body"),
-                left.elapsed(),
-            )
-        });
-        over.store(true, Ordering::Relaxed);
-        let seen = watched.join().expect("no panic");
-        let idle = seen.idle.map(|idle| idle - left);
-        let mut answered: Vec<Duration> = answers.iter().map(|(_, _, after)| *after).collect();
-        answered.sort_unstable();
-        eprintln!(
-            "a client left in prefill; the one slot was idle after {idle:?}, those behind it were answered after \
-             {answered:?}; {} readings, at most {} deferred in the engine",
-            seen.readings, seen.deferred
-        );
-        for (status, text, _) in &answers {
-            assert_eq!(*status, 200, "{text}");
-            assert!(text.ends_with("[DONE]\n\n"), "{text}");
-        }
-        assert!(seen.readings > 10);
-        assert_eq!(seen.deferred, 0.0, "they wait here, not in the engine");
-        // There is a reading each second, and the answers are short.
-        let late = answered[0].saturating_sub(idle.unwrap_or_default());
-        assert!(
-            late < Duration::from_secs(3),
-            "{late:?} after the slot was idle"
-        );
-        let metrics = Metrics::read(orchd.address);
-        let phase = "phase=\"prefill\"";
-        assert_eq!(metrics.sum("orchd_gateway_cancelled_total", phase), 1.0);
-    });
 }

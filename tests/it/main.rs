@@ -20,6 +20,7 @@ mod generated;
 mod handoff;
 mod idle;
 mod inventory;
+mod journey_cancel;
 mod journey_cloud;
 mod journey_dead;
 mod journey_home;
