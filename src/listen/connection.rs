@@ -1,10 +1,11 @@
 //! One connection: TLS where the listener speaks it, then HTTP/1.1 until either side has had enough.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -21,6 +22,7 @@ use crate::tls::Acceptor;
 use crate::types::{ErrorBody, ErrorCode, SPEAKS_TLS, VERSION, VERSION_HEADER};
 
 use super::held::Desk;
+use super::line::Line;
 use super::places::Place;
 use super::{Answer, Handler, stop_asked};
 
@@ -115,7 +117,7 @@ async fn http<H, IO>(
     H: Handler,
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let desk = Desk::new();
+    let (desk, line) = (Desk::new(), Line::new(stream));
     let (held, carried) = (Arc::clone(&place), desk.clone());
     let service = service_fn(move |request| {
         let handler = handler.clone();
@@ -135,51 +137,91 @@ async fn http<H, IO>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(line.clone()), service);
     tokio::pin!(connection);
+    let mut attended = Attended {
+        connection,
+        desk,
+        line,
+        place,
+    };
+    let place = Arc::clone(&attended.place);
     let ended = tokio::select! {
-        ended = desk.drive(connection.as_mut()) => Some(ended),
+        ended = attended.drive() => ended,
         () = told_of_stop(&mut stopped) => {
             // A request that is on its way is read before the connection is closed.
-            match tokio::time::timeout(LINGER, desk.drive(connection.as_mut())).await {
-                Ok(ended) => Some(ended),
+            match tokio::time::timeout(LINGER, attended.drive()).await {
+                Ok(ended) => ended,
                 Err(_) => {
-                    connection.as_mut().graceful_shutdown();
-                    last_words(&desk, connection, &place).await
+                    attended.connection.as_mut().graceful_shutdown();
+                    attended.last_words().await
                 }
             }
         }
         () = place.asked_to_leave() => {
-            connection.as_mut().graceful_shutdown();
-            last_words(&desk, connection, &place).await
+            attended.connection.as_mut().graceful_shutdown();
+            attended.last_words().await
         }
     };
     match ended {
-        Some(Ok(())) => {}
-        Some(Err(e)) => debug!(error = %e, "a connection ended early"),
-        None => debug!("a connection on which nothing was in hand was closed"),
+        Ended::Served(Ok(())) => {}
+        Ended::Served(Err(e)) => debug!(error = %e, "a connection ended early"),
+        Ended::Left => debug!("a client left that had sent more than the request in hand"),
+        Ended::Closed => debug!("a connection on which nothing was in hand was closed"),
     }
 }
 
-/// Lets a connection that is to end serve what it has in hand, and carry the last bytes of its answer. `None` when only
-/// half a request was there, or a client that does not read: nobody waits for those.
-async fn last_words<B: Answer, C: Future>(
-    desk: &Desk<B>,
-    mut connection: Pin<&mut C>,
-    place: &Place,
-) -> Option<C::Output> {
-    loop {
-        // It may have served its first request since.
-        let patience = if place.has_served() {
-            LAST_BYTES
-        } else {
-            LINGER
-        };
-        match tokio::time::timeout(patience, desk.drive(connection.as_mut())).await {
-            Ok(ended) => return Some(ended),
-            Err(_) if place.is_idle() => return None,
-            // A request is in hand, perhaps since the last moment: it is served.
-            Err(_) => {}
+/// How a connection ended.
+enum Ended<T> {
+    /// By hyper's word.
+    Served(T),
+    /// The client left, and hyper did not look.
+    Left,
+    /// Nobody waited for it any longer.
+    Closed,
+}
+
+/// A connection and what it takes to look after it.
+struct Attended<'a, B, C, IO> {
+    connection: Pin<&'a mut C>,
+    desk: Desk<B>,
+    line: Line<IO>,
+    place: Arc<Place>,
+}
+
+impl<B: Answer, C: Future, IO: AsyncRead + Unpin> Attended<'_, B, C, IO> {
+    /// Runs the connection, and looks after the answer and the client whenever hyper does not.
+    async fn drive(&mut self) -> Ended<C::Output> {
+        poll_fn(|cx| {
+            self.line.begin();
+            if let Poll::Ready(output) = self.connection.as_mut().poll(cx) {
+                return Poll::Ready(Ended::Served(output));
+            }
+            if !self.place.is_idle() && self.line.poll_left(cx).is_ready() {
+                return Poll::Ready(Ended::Left);
+            }
+            self.desk.poll_unread(cx);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Lets a connection that is to end serve what it has in hand, and carry the last bytes of its answer, unless only
+    /// half a request was there, or a client that does not read: nobody waits for those.
+    async fn last_words(&mut self) -> Ended<C::Output> {
+        loop {
+            // It may have served its first request since.
+            let patience = if self.place.has_served() {
+                LAST_BYTES
+            } else {
+                LINGER
+            };
+            match tokio::time::timeout(patience, self.drive()).await {
+                Ok(ended) => return ended,
+                Err(_) if self.place.is_idle() => return Ended::Closed,
+                // A request is in hand, perhaps since the last moment: it is served.
+                Err(_) => {}
+            }
         }
     }
 }

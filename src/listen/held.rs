@@ -1,7 +1,6 @@
 //! The answer that a connection carries, within reach of two: hyper asks for its next frame while the client reads, the
 //! connection looks after it while the client does not.
 
-use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
@@ -54,19 +53,8 @@ impl<B: Answer> Desk<B> {
         }
     }
 
-    /// Runs the connection, and looks after its answer whenever hyper did not ask for more of it.
-    pub async fn drive<C: Future>(&self, mut connection: Pin<&mut C>) -> C::Output {
-        poll_fn(|cx| {
-            let polled = connection.as_mut().poll(cx);
-            if polled.is_pending() {
-                self.poll_unread(cx);
-            }
-            polled
-        })
-        .await
-    }
-
-    fn poll_unread(&self, cx: &mut Context<'_>) {
+    /// Looks after the answer if hyper did not ask for more of it. To be called whenever hyper ran and has to wait.
+    pub fn poll_unread(&self, cx: &mut Context<'_>) {
         let Some(shared) = locked(&self.0).upgrade() else {
             return;
         };

@@ -9,6 +9,7 @@
 mod collect;
 mod connection;
 mod held;
+mod line;
 mod places;
 
 use std::collections::HashSet;

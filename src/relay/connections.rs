@@ -1,9 +1,10 @@
 //! Upstream connections of one serving thread: made on first use, kept for a while, never shared between threads, so
 //! that the client's connection, the dispatch and the upstream of a request live on one thread.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -18,6 +19,9 @@ use crate::tls;
 use crate::types::Origin;
 
 use super::Peer;
+
+/// How often a thread that keeps connections looks for those that were idle for too long.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// An open connection, used by one exchange. Dropping it closes the connection; [`Lease::park`] keeps it.
 pub(super) struct Lease {
@@ -63,6 +67,8 @@ impl Kept {
 
 thread_local! {
     static IDLE: RefCell<Kept> = RefCell::default();
+    /// A task looks after them.
+    static SWEPT: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Lease {
@@ -88,6 +94,7 @@ impl Lease {
                 .or_default()
                 .push(Idle { open, until })
         });
+        see_to_sweeping();
     }
 }
 
@@ -115,8 +122,9 @@ pub(super) fn forget(origin: &Origin) {
     IDLE.with_borrow_mut(|idle| drop(idle.of(origin.https).remove(&origin.authority)));
 }
 
-/// Closes what was idle for too long, at every upstream: where nobody asks any more, nobody else would.
-fn sweep() {
+/// Closes what was idle for too long, at every upstream: where nobody asks any more, nobody else would. True when nothing
+/// is left.
+fn sweep() -> bool {
     let now = Instant::now();
     IDLE.with_borrow_mut(|idle| {
         for idle in [&mut idle.plain, &mut idle.tls] {
@@ -125,12 +133,40 @@ fn sweep() {
                 !kept.is_empty()
             });
         }
+        idle.plain.is_empty() && idle.tls.is_empty()
+    })
+}
+
+/// The duty to sweep, laid down however its task ends.
+struct Broom;
+
+impl Drop for Broom {
+    fn drop(&mut self) {
+        // When the thread itself ends, so do its connections.
+        let _ = SWEPT.try_with(|swept| swept.set(false));
+    }
+}
+
+/// Sees to it that what is kept does not stay for ever because nothing more is asked: some upstreams never close what is
+/// idle. One task for each thread, and only while there is something to look after.
+fn see_to_sweeping() {
+    if SWEPT.replace(true) {
+        return;
+    }
+    let broom = Broom;
+    tokio::spawn(async move {
+        let _broom = broom;
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            if sweep() {
+                return;
+            }
+        }
     });
 }
 
 /// A new connection.
 pub(super) async fn dial(origin: &Origin, peer: Peer) -> io::Result<Lease> {
-    sweep();
     let stream = TcpStream::connect((origin.host.as_str(), origin.port)).await?;
     stream.set_nodelay(true)?;
     let open = if origin.https {

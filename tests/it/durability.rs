@@ -8,7 +8,6 @@
 //! output; the order of events within the server is not part of it).
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,6 +20,7 @@ use serde_json::{Value, json};
 use crate::support::eventually;
 use crate::support::http::{self, Begun, Response, written};
 use crate::support::orchd::Orchd;
+use crate::support::seed::{Random, setting};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 /// Kills in a normal run.
@@ -31,29 +31,6 @@ const NODES_OF_A_CLIENT: usize = 5;
 
 /// What deadlines are multiples of: longer than the test takes, so that what is left of one tells which it was.
 const DEADLINE_UNIT_MS: u64 = 10_000_000;
-
-/// Enough randomness for a test, from a seed: splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
-
-fn setting(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    let number = text.parse();
-    Some(number.unwrap_or_else(|_| panic!("{name}={text:?} is no number")))
-}
 
 /// What is asked of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -403,10 +380,8 @@ fn count(store: &Connection, query: &str) -> i64 {
 #[test]
 fn durability_nothing_acknowledged_is_lost_or_half_done_when_the_server_is_killed() {
     let rounds = setting("ORCHD_TEST_ROUNDS").unwrap_or(ROUNDS);
-    let seed =
-        setting("ORCHD_TEST_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish());
-    println!("ORCHD_TEST_SEED={seed} ORCHD_TEST_ROUNDS={rounds}");
-    let mut random = Random(seed);
+    let mut random = Random::seeded();
+    println!("ORCHD_TEST_ROUNDS={rounds}");
     let state = tempfile::tempdir().expect("a directory for the state");
     // An hour: this is not about silence.
     let mut server = Orchd::serve_cloud(state.path(), &["--node-timeout", "1h"]);

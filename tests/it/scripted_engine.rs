@@ -182,6 +182,10 @@ pub struct Asked {
     pub connection: usize,
     /// When all of it had come.
     pub arrived: Instant,
+    /// When the first bytes of its answer went out.
+    pub began: Option<Instant>,
+    /// When its slots were free again.
+    pub finished: Option<Instant>,
     /// When the client was seen to have closed the connection before the answer was complete.
     pub left: Option<Instant>,
 }
@@ -364,6 +368,11 @@ impl ScriptedEngine {
         lock(&self.state).probes.clone()
     }
 
+    /// How many slots are taken at this moment.
+    pub fn busy(&self) -> usize {
+        lock(&self.state).busy()
+    }
+
     /// The most slots that were taken at a time.
     pub fn peak(&self) -> usize {
         lock(&self.state).peak
@@ -380,6 +389,15 @@ impl ScriptedEngine {
                 .ok_or_else(|| format!("{} came", state.records.len()))
         };
         eventually(SOON, &what, look).0
+    }
+
+    /// Waits until the answer to the request of this number has begun.
+    pub fn wait_began(&self, number: usize) -> Instant {
+        let look = || {
+            let began = lock(&self.state).records[number].asked.began;
+            began.ok_or_else(|| "not yet".to_owned())
+        };
+        eventually(SOON, "its answer has begun", look).0
     }
 
     /// Waits until a flood no longer gets through to its client.
@@ -590,6 +608,8 @@ async fn read_request(
         body,
         connection,
         arrived: Instant::now(),
+        began: None,
+        finished: None,
         left: None,
     })
 }
@@ -666,7 +686,14 @@ fn begin(asked: Asked, state: &Mutex<State>) -> (usize, Script, Arc<Semaphore>) 
 
 /// Its slots are free.
 fn finish(number: usize, state: &Mutex<State>) {
-    lock(state).records[number].weight = 0;
+    let record = &mut lock(state).records[number];
+    record.weight = 0;
+    record.asked.finished.get_or_insert_with(Instant::now);
+}
+
+/// Its answer begins, unless it has.
+fn began(number: usize, state: &Mutex<State>) {
+    (lock(state).records[number].asked.began).get_or_insert_with(Instant::now);
 }
 
 async fn play(
@@ -685,6 +712,7 @@ async fn play(
         }
         match step {
             Move::Send(bytes) => {
+                began(number, state);
                 if write.write_all(&bytes).await.is_err() {
                     return Played::Left;
                 }

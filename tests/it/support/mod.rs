@@ -12,7 +12,9 @@ pub mod fault;
 pub mod http;
 pub mod orchd;
 pub mod process;
+pub mod readings;
 pub mod secure;
+pub mod seed;
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
