@@ -293,7 +293,8 @@ impl Exchange {
         };
         let (node_id, pool_id) = (&outlet.upstream.node_id, &outlet.upstream.pool_id);
         let (attempt, fault) = (record.attempts, &fault.detail);
-        info!(%node_id, %pool_id, attempt, fault, "a pool could not serve a request");
+        let id = record.called();
+        info!(%id, %node_id, %pool_id, attempt, %fault, "a pool could not serve a request");
     }
 
     /// The last attempt has failed: what the engine said is the answer, if it said anything.

@@ -1,8 +1,9 @@
 //! What is told of one request: a line in the log, and its part of the metrics.
 //!
-//! Invariants: every request is told of exactly once, when its record is dropped, however it ends; nothing that a client
-//! wrote is told but the id it gave the request and the name of a model that is known.
+//! Invariants: every request that is to be relayed is told of exactly once, when its record is dropped, however it ends;
+//! nothing that a client wrote is told but the id it gave the request and the name of a model that is known.
 
+use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,6 +19,9 @@ use super::outlet::Outlet;
 
 /// Of requests that went well, one in so many is told of when the log is a sample.
 const SAMPLE: u64 = 100;
+
+/// How a request ends that its engine refused.
+pub(super) const ENGINE_ERROR: &str = "engine_error";
 
 /// Which requests have a line in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +121,11 @@ impl Record {
         &self.id
     }
 
+    /// The same, for the log.
+    pub fn called(&self) -> impl Display {
+        Word(self.id.to_str().unwrap_or_default())
+    }
+
     /// It asks for a slot.
     pub fn asks(&mut self) {
         self.asked = Instant::now();
@@ -199,7 +208,7 @@ impl Drop for Record {
         let outcome = match (self.outcome, self.status) {
             (Some(code), _) => code,
             (None, Some(status)) if self.whole && status.as_u16() < 400 => "ok",
-            (None, Some(_)) if self.whole => "engine_error",
+            (None, Some(_)) if self.whole => ENGINE_ERROR,
             _ => "cancelled",
         };
         let is_well = outcome == "ok";
@@ -213,7 +222,10 @@ impl Drop for Record {
             meter.waited(self.queued);
         }
         if let Some(first) = self.first {
-            meter.began(first - self.begun);
+            // A refusal has no tokens, and comes sooner than any.
+            if outcome != ENGINE_ERROR {
+                meter.began(first - self.begun);
+            }
             let each = is_well.then(|| self.per_token(first, now)).flatten();
             meter.ended(took, each);
         }
@@ -221,26 +233,71 @@ impl Drop for Record {
             return;
         }
         let upstream = self.outlet.as_ref().map(|outlet| &outlet.upstream);
+        let phase = (outcome == "cancelled").then(|| self.phase.as_str());
         info!(
             target: "orchd::access",
-            id = self.id.to_str().unwrap_or("?"),
-            model = %meter.model(),
-            node = upstream.map(|upstream| upstream.node_id.as_str()),
-            pool = upstream.map(|upstream| upstream.pool_id.as_str()),
+            id = %self.called(),
+            model = %Word(meter.model()),
+            node = upstream.map(|upstream| display(&upstream.node_id)),
+            pool = upstream.map(|upstream| display(&upstream.pool_id)),
+            status = self.status.map(|status| status.as_u16()),
+            outcome = %outcome,
+            phase = phase.map(display),
             queue_ms = upstream.map(|_| self.queue_ms()),
             ttft_ms = self.first.map(|first| millis(first - self.begun)),
-            ms = millis(took),
+            total_ms = millis(took),
             tokens = self.tokens.count(),
-            attempts = self.attempts,
-            status = self.status.map(|status| status.as_u16()),
-            phase = (outcome == "cancelled").then(|| self.phase.as_str()),
-            outcome,
+            // Of nearly all there is one.
+            attempts = Some(self.attempts).filter(|attempts| *attempts > 1),
             "request"
         );
+    }
+}
+
+/// A name as a line of the log has it: in quotes where it could be taken for more than one word.
+struct Word<'a>(&'a str);
+
+impl Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(name) = self;
+        let plain = |c: char| c.is_alphanumeric() || "-_.:/@+,~#".contains(c);
+        if name.chars().all(plain) && !name.is_empty() {
+            f.write_str(name)
+        } else {
+            write!(f, "{name:?}")
+        }
     }
 }
 
 /// Milliseconds with as many digits as a first token is worth.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_not_one_plain_word_is_quoted() {
+        for plain in ["qwen3-8b", "org/m:Q4_K_M", "modèle", "req-1f-7"] {
+            assert_eq!(Word(plain).to_string(), plain);
+        }
+        for (name, told) in [
+            ("", r#""""#),
+            ("my id", r#""my id""#),
+            ("m status=200", r#""m status=200""#),
+            ("a\"b", r#""a\"b""#),
+            ("a\u{202e}b", r#""a\u{202e}b""#),
+        ] {
+            assert_eq!(Word(name).to_string(), told);
+        }
+    }
+
+    #[test]
+    fn milliseconds_have_one_digit_behind_the_point() {
+        for (micros, told) in [(0, "0.0"), (1_249, "1.2"), (123_456_789, "123456.8")] {
+            assert_eq!(format!("{:?}", millis(Duration::from_micros(micros))), told);
+        }
+    }
 }
