@@ -199,7 +199,8 @@ impl Relayed {
         if let Some(outlet) = carried.record().outlet() {
             let (node_id, pool_id) = (&outlet.upstream.node_id, &outlet.upstream.pool_id);
             let id = carried.record().called();
-            info!(%id, %node_id, %pool_id, %why, "an answer was cut short");
+            let why = why.to_string();
+            info!(%id, %node_id, %pool_id, why, "an answer was cut short");
         }
         self.next = Some(match self.dialect {
             Some(dialect) => {

@@ -294,7 +294,7 @@ impl Exchange {
         let (node_id, pool_id) = (&outlet.upstream.node_id, &outlet.upstream.pool_id);
         let (attempt, fault) = (record.attempts, &fault.detail);
         let id = record.called();
-        info!(%id, %node_id, %pool_id, attempt, %fault, "a pool could not serve a request");
+        info!(%id, %node_id, %pool_id, attempt, fault, "a pool could not serve a request");
     }
 
     /// The last attempt has failed: what the engine said is the answer, if it said anything.
@@ -374,6 +374,10 @@ impl Exchange {
                 carried.judge(Permit::served);
                 Some(Why::Context)
             }
+            // Judged by its words.
+            StatusCode::INTERNAL_SERVER_ERROR => {
+                return internal_error(parts, body).await;
+            }
             status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
                 carried.judge(|permit| permit.failed(Failure::Broken));
                 None
@@ -387,7 +391,7 @@ impl Exchange {
             carried.settle();
             return Attempt::Reply(Reply::Coming { parts, body });
         };
-        let (whole, record) = collect(body).await;
+        let (whole, Carried { record, .. }) = collect(body).await;
         let bytes = match whole {
             Ok(bytes) => bytes,
             Err(partial) => {
@@ -428,6 +432,58 @@ impl Exchange {
             record,
         )
     }
+}
+
+/// A 500 of an engine that is well, or of one that is not. It is not tried again either way (contract §3).
+async fn internal_error(parts: Parts, body: RelayBody<Carried>) -> Attempt {
+    let (whole, mut carried) = collect(body).await;
+    let is_clients = whole.as_ref().is_ok_and(|bytes| blames_request(bytes));
+    carried.judge(|permit| {
+        if is_clients {
+            permit.served();
+        } else {
+            permit.failed(Failure::Broken);
+        }
+    });
+    let record = carried.record;
+    match whole {
+        Ok(bytes) => Attempt::Reply(Reply::Whole(Whole {
+            parts,
+            bytes,
+            record,
+        })),
+        Err(partial) => Attempt::Fault(
+            Fault {
+                why: Why::Reset,
+                answer: None,
+                detail: format!("it answered {}, and {partial}", parts.status),
+            },
+            record,
+        ),
+    }
+}
+
+/// Whether a 500 says that the request is at fault. llama-server words some mistakes of clients so (measured: an image for
+/// a model that sees none, tools that are no list, a number beyond all numbers); one client that makes them again and
+/// again must not have every engine but the last left out.
+fn blames_request(refusal: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Refusal {
+        error: Said,
+    }
+    #[derive(serde::Deserialize)]
+    struct Said {
+        message: String,
+    }
+    const WORDS: [&str; 5] = [
+        "[json.exception.",
+        "Failed to parse ",
+        "image input is not supported",
+        "audio input is not supported",
+        "video input is not supported",
+    ];
+    serde_json::from_slice(refusal)
+        .is_ok_and(|Refusal { error }| WORDS.iter().any(|words| error.message.starts_with(words)))
 }
 
 /// What a missing answer says of its pool, and of the request.
@@ -497,7 +553,7 @@ enum Partial {
 }
 
 /// Reads an answer to its end.
-async fn collect(mut body: RelayBody<Carried>) -> (Result<Bytes, Partial>, Box<Record>) {
+async fn collect(mut body: RelayBody<Carried>) -> (Result<Bytes, Partial>, Carried) {
     let mut bytes = BytesMut::new();
     let whole = loop {
         match body.frame().await {
@@ -511,7 +567,7 @@ async fn collect(mut body: RelayBody<Carried>) -> (Result<Bytes, Partial>, Box<R
             None => break Ok(bytes.freeze()),
         }
     };
-    (whole, body.into_load().record)
+    (whole, body.into_load())
 }
 
 impl Reply {
@@ -523,7 +579,7 @@ impl Reply {
             }
             other => return Ok(other),
         };
-        let (whole, record) = collect(body).await;
+        let (whole, Carried { record, .. }) = collect(body).await;
         match whole {
             Ok(bytes) => Ok(Self::Whole(Whole {
                 parts,
@@ -572,4 +628,71 @@ fn wants_more_context(refusal: &[u8]) -> Option<u64> {
     // Room for the prompt, and for a token of the answer.
     let more = error.n_prompt_tokens.max(error.n_ctx).saturating_add(1);
     (error.kind == "exceed_context_size_error").then_some(more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_says_nothing_of_the_fleet_is_tried_again_whatever_its_budget() {
+        let free: Vec<&str> = (Why::ALL.into_iter())
+            .filter(|why| why.is_free())
+            .map(Why::as_str)
+            .collect();
+        assert_eq!(free, ["kept_connection", "stopping", "context"]);
+    }
+
+    #[test]
+    fn only_a_prompt_that_is_too_long_wants_more_context() {
+        let said = br#"{"error":{"code":400,"type":"exceed_context_size_error","message":"x","n_prompt_tokens":9,"n_ctx":4}}"#;
+        assert_eq!(wants_more_context(said), Some(10));
+        let bare = br#"{"error":{"type":"exceed_context_size_error"}}"#;
+        assert_eq!(wants_more_context(bare), Some(1));
+        for other in [
+            &br#"{"error":{"type":"invalid_request_error","n_prompt_tokens":9,"n_ctx":4}}"#[..],
+            br#"{"error":"exceed_context_size_error"}"#,
+            br#"{"type":"exceed_context_size_error"}"#,
+            b"exceed_context_size_error",
+            b"",
+        ] {
+            assert_eq!(wants_more_context(other), None);
+        }
+    }
+
+    #[test]
+    fn a_500_that_blames_the_request_is_told_from_one_that_does_not() {
+        let said = |message: &str| {
+            let error =
+                serde_json::json!({"code": 500, "message": message, "type": "server_error"});
+            blames_request(serde_json::json!({"error": error}).to_string().as_bytes())
+        };
+        for message in [
+            "[json.exception.out_of_range.406] number overflow parsing '1e400'",
+            "Failed to parse tools: Expected 'tools' to be an array, got 5; tools = 5",
+            "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+        ] {
+            assert!(said(message), "{message}");
+        }
+        for message in ["Compute error.", "failed to decode", ""] {
+            assert!(!said(message), "{message}");
+        }
+        assert!(!blames_request(b"Internal Server Error"));
+        assert!(!blames_request(b"{\"error\":\"Failed to parse \"}"));
+    }
+
+    #[test]
+    fn a_pause_is_told_in_seconds() {
+        let told = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, value.parse().expect("a value"));
+            retry_after(&headers)
+        };
+        assert_eq!(told(" 7 "), Some(7_000));
+        assert_eq!(told("99999999999999999999"), None);
+        assert_eq!(told("18446744073709551615"), Some(u64::MAX));
+        assert_eq!(told("Fri, 31 Dec 1999 23:59:59 GMT"), None);
+        assert_eq!(told("-1"), None);
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
 }

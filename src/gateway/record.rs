@@ -73,8 +73,8 @@ pub(super) struct Record {
     /// Of its model; none while that is not known.
     meter: Option<Arc<Meter>>,
     begun: Instant,
-    /// When it asked for a slot for the last time.
-    asked: Instant,
+    /// When it asked for the slot that it waits for.
+    asked: Option<Instant>,
     /// How long it has waited for slots.
     queued: Duration,
     pub attempts: u32,
@@ -98,7 +98,7 @@ impl Record {
             id,
             meter: None,
             begun: now,
-            asked: now,
+            asked: None,
             queued: Duration::ZERO,
             attempts: 0,
             outlet: None,
@@ -128,13 +128,16 @@ impl Record {
 
     /// It asks for a slot.
     pub fn asks(&mut self) {
-        self.asked = Instant::now();
+        self.asked = Some(Instant::now());
         self.phase = Phase::Queue;
     }
 
     /// It has a slot there.
     pub fn goes_to(&mut self, outlet: Arc<Outlet>) {
-        self.queued += self.asked.elapsed();
+        self.queued += self
+            .asked
+            .take()
+            .map_or(Duration::ZERO, |asked| asked.elapsed());
         self.attempts += 1;
         self.outlet = Some(outlet);
         self.phase = Phase::Prefill;
@@ -205,6 +208,9 @@ impl Drop for Record {
         });
         let now = Instant::now();
         let took = now - self.begun;
+        let has_asked = self.attempts > 0 || self.asked.is_some();
+        // A wait that ended without a slot is one all the same.
+        self.queued += self.asked.map_or(Duration::ZERO, |asked| now - asked);
         let outcome = match (self.outcome, self.status) {
             (Some(code), _) => code,
             (None, Some(status)) if self.whole && status.as_u16() < 400 => "ok",
@@ -243,7 +249,7 @@ impl Drop for Record {
             status = self.status.map(|status| status.as_u16()),
             outcome = %outcome,
             phase = phase.map(display),
-            queue_ms = upstream.map(|_| self.queue_ms()),
+            queue_ms = has_asked.then(|| self.queue_ms()),
             ttft_ms = self.first.map(|first| millis(first - self.begun)),
             total_ms = millis(took),
             tokens = self.tokens.count(),
