@@ -1,9 +1,9 @@
 //! The OpenAI face: one endpoint over all engines.
 //!
 //! Purpose: read which model a request wants, wait for a slot, relay. Invariants: the body goes on byte for byte; nothing
-//! reaches the client before the upstream's first bytes but the promise of a stream, so that until then another pool may be
-//! tried; the answer's body owns the permit, so that every way in which it can end gives the slot back. Called by `server` for everything under
-//! `/v1`.
+//! reaches the client before the upstream's first bytes but the promise of a stream, so that until then another pool may
+//! be tried; the answer's body owns the permit, so that every way in which it can end gives the slot back. Called by
+//! `server` for everything under `/v1`.
 
 mod answer;
 mod dialect;
