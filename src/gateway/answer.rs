@@ -19,7 +19,7 @@ use super::GatewayError;
 use super::dialect::{Dialect, InBand};
 use super::error::DRAIN_DEADLINE;
 use super::exchange::{Carried, Failed, Reply, Whole};
-use super::record::Record;
+use super::record::{ENGINE_ERROR, Record};
 
 /// How often a client that waits for its stream is told that it is still wanted (contract §3).
 const PING_EVERY: Duration = Duration::from_secs(15);
@@ -60,13 +60,31 @@ struct Relayed {
     source: Source,
     /// How a broken stream is told in-band; `None` when it cannot be.
     dialect: Option<Dialect>,
-    /// Whether what was passed on so far ends an event.
-    at_boundary: bool,
+    /// How what was passed on so far ends.
+    tail: Tail,
     /// Something was passed on since the client was last looked after.
     moved: bool,
     ping: Option<Pin<Box<Sleep>>>,
     /// What the client is to hear next, before anything from the source.
     next: Option<Result<Bytes, AnswerError>>,
+}
+
+/// The last bytes of a stream. An event may end in another piece than it came in.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tail([u8; 4]);
+
+impl Tail {
+    fn pass(&mut self, bytes: &[u8]) {
+        let last = &bytes[bytes.len().saturating_sub(4)..];
+        self.0.rotate_left(last.len());
+        self.0[4 - last.len()..].copy_from_slice(last);
+    }
+
+    /// Nothing but whole events has passed.
+    fn ends_event(self) -> bool {
+        let Self(last) = self;
+        last == [0; 4] || last.ends_with(b"\n\n") || last == *b"\r\n\r\n"
+    }
 }
 
 /// Why an answer breaks off. The connection breaks with it, so that nobody takes what came for all of it.
@@ -120,7 +138,7 @@ impl GatewayBody {
         Self(Kind::Relayed(Relayed {
             source: Source::Engine(body),
             dialect,
-            at_boundary: true,
+            tail: Tail::default(),
             moved: true,
             ping: None,
             next: None,
@@ -132,7 +150,7 @@ impl GatewayBody {
         Self(Kind::Relayed(Relayed {
             source: Source::Pending(pending),
             dialect: Some(dialect),
-            at_boundary: true,
+            tail: Tail::default(),
             moved: false,
             ping: None,
             next: Some(Ok(Bytes::from_static(PING))),
@@ -159,7 +177,7 @@ impl Relayed {
                 record.answers(StatusCode::OK);
                 // Its status came too late for the client, not for the record.
                 if !parts.status.is_success() {
-                    record.cut("engine_error");
+                    record.cut(ENGINE_ERROR);
                 }
                 self.next = Some(Ok(dialect.answer(parts.status, &bytes)));
             }
@@ -180,13 +198,15 @@ impl Relayed {
         carried.cut(error.code);
         if let Some(outlet) = carried.record().outlet() {
             let (node_id, pool_id) = (&outlet.upstream.node_id, &outlet.upstream.pool_id);
-            info!(%node_id, %pool_id, %why, "an answer was cut short");
+            let id = carried.record().called();
+            let why = why.to_string();
+            info!(%id, %node_id, %pool_id, why, "an answer was cut short");
         }
         self.next = Some(match self.dialect {
             Some(dialect) => {
                 let event = dialect.error(error);
                 // An event that was cut off cannot be taken back; an empty line at least ends it.
-                Ok(if self.at_boundary {
+                Ok(if self.tail.ends_event() {
                     event
                 } else {
                     [b"\n\n", &*event].concat().into()
@@ -212,8 +232,7 @@ impl Relayed {
                 Source::Engine(body) => match Pin::new(body).poll_frame(cx) {
                     Poll::Ready(Some(Ok(frame))) => {
                         if let Some(data) = frame.data_ref() {
-                            self.at_boundary =
-                                data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+                            self.tail.pass(data);
                             self.moved = true;
                         }
                         return Poll::Ready(Some(Ok(frame)));
@@ -236,7 +255,7 @@ impl Relayed {
         loop {
             ready!(ping.as_mut().poll(cx));
             ping.as_mut().reset(Instant::now() + PING_EVERY);
-            if !std::mem::take(&mut self.moved) && self.at_boundary {
+            if !std::mem::take(&mut self.moved) && self.tail.ends_event() {
                 self.next = Some(Ok(Bytes::from_static(PING)));
                 return Poll::Ready(());
             }
@@ -337,3 +356,6 @@ pub(super) fn is_event_stream(status: StatusCode, headers: &HeaderMap) -> bool {
     status.is_success()
         && kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
 }
+
+#[cfg(test)]
+mod tests;

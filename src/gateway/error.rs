@@ -51,6 +51,9 @@ pub enum GatewayError {
         /// What there is.
         known: Vec<Arc<str>>,
     },
+    /// There is nothing at this path.
+    #[error("there is no such endpoint; a path goes on after /v1/, and has no segment `.` or `..`")]
+    UnknownPath,
     /// The path is known with another method.
     #[error("this path takes {allowed} only")]
     Method {
@@ -88,13 +91,14 @@ fn list(known: &[Arc<str>]) -> String {
 
 impl GatewayError {
     /// Every code of the table, for metrics.
-    pub(super) const CODES: [&str; 16] = [
+    pub(super) const CODES: [&str; 17] = [
         "invalid_json",
         "request_too_large",
         "incomplete_body",
         "invalid_model",
         "missing_model",
         "model_not_found",
+        "unknown_path",
         "method_not_allowed",
         "forbidden",
         "invalid_api_key",
@@ -119,6 +123,7 @@ impl GatewayError {
             Self::BadModel { .. } => (StatusCode::BAD_REQUEST, invalid, "invalid_model"),
             Self::NoModel { .. } => (StatusCode::BAD_REQUEST, invalid, "missing_model"),
             Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, invalid, "model_not_found"),
+            Self::UnknownPath => (StatusCode::NOT_FOUND, invalid, "unknown_path"),
             Self::Method { .. } => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 invalid,

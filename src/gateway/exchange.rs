@@ -330,7 +330,8 @@ impl Exchange {
         };
         let (node_id, pool_id) = (&outlet.upstream.node_id, &outlet.upstream.pool_id);
         let (attempt, fault) = (record.attempts, &fault.detail);
-        info!(%node_id, %pool_id, attempt, fault, "a pool could not serve a request");
+        let id = record.called();
+        info!(%id, %node_id, %pool_id, attempt, fault, "a pool could not serve a request");
     }
 
     /// The last attempt has failed: what the engine said is the answer, if it said anything.
@@ -427,6 +428,10 @@ impl Exchange {
                 carried.judge(Permit::served);
                 Some(Why::Context)
             }
+            // Judged by its words.
+            StatusCode::INTERNAL_SERVER_ERROR => {
+                return internal_error(parts, body).await;
+            }
             status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
                 carried.judge(|permit| permit.failed(Failure::Broken));
                 None
@@ -443,7 +448,7 @@ impl Exchange {
             }
             return Attempt::Reply(Reply::Coming { parts, body });
         };
-        let (bytes, record) = match collect(body).await {
+        let (bytes, Carried { record, .. }) = match collect(body).await {
             Ok(whole) => whole,
             Err(attempt) => return attempt,
         };
@@ -476,6 +481,49 @@ impl Exchange {
             record,
         )
     }
+}
+
+/// A 500 of an engine that is well, or of one that is not. It is not tried again either way (contract §3).
+async fn internal_error(parts: Parts, body: RelayBody<Carried>) -> Attempt {
+    let (bytes, mut carried) = match collect(body).await {
+        Ok(whole) => whole,
+        Err(attempt) => return attempt,
+    };
+    carried.judge(|permit| {
+        if blames_request(&bytes) {
+            permit.served();
+        } else {
+            permit.failed(Failure::Broken);
+        }
+    });
+    Attempt::Reply(Reply::Whole(Whole {
+        parts,
+        bytes,
+        record: carried.record,
+    }))
+}
+
+/// Whether a 500 says that the request is at fault. llama-server words some mistakes of clients so (measured: an image for
+/// a model that sees none, tools that are no list, a number beyond all numbers); one client that makes them again and
+/// again must not have every engine but the last left out.
+fn blames_request(refusal: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Refusal {
+        error: Said,
+    }
+    #[derive(serde::Deserialize)]
+    struct Said {
+        message: String,
+    }
+    const WORDS: [&str; 5] = [
+        "[json.exception.",
+        "Failed to parse ",
+        "image input is not supported",
+        "audio input is not supported",
+        "video input is not supported",
+    ];
+    serde_json::from_slice(refusal)
+        .is_ok_and(|Refusal { error }| WORDS.iter().any(|words| error.message.starts_with(words)))
 }
 
 /// What a missing answer says of its pool, and of the request.
@@ -527,12 +575,13 @@ fn is_theirs(error: &std::io::Error) -> bool {
 }
 
 /// An answer that cannot be had as a whole.
-fn broken_off(broken: &Broken, carried: Carried) -> Attempt {
+fn broken_off(broken: &Broken, mut carried: Carried) -> Attempt {
     let why = match broken {
         Broken::Ended => return ended(carried),
         Broken::Died(_) => Why::Dead,
         Broken::Connection(_) => Why::Reset,
     };
+    carried.judge(|permit| permit.failed(Failure::Broken));
     let fault = Fault {
         why,
         answer: None,
@@ -542,7 +591,7 @@ fn broken_off(broken: &Broken, carried: Carried) -> Attempt {
 }
 
 /// Reads an answer to its end.
-async fn collect(mut body: RelayBody<Carried>) -> Result<(Bytes, Box<Record>), Attempt> {
+async fn collect(mut body: RelayBody<Carried>) -> Result<(Bytes, Carried), Attempt> {
     let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
         match frame {
@@ -555,7 +604,7 @@ async fn collect(mut body: RelayBody<Carried>) -> Result<(Bytes, Box<Record>), A
             return Err(failed(detail, record));
         }
     }
-    Ok((bytes.freeze(), body.into_load().record))
+    Ok((bytes.freeze(), body.into_load()))
 }
 
 /// Reads a stream to its end, and makes of it the answer that was asked for.
@@ -633,7 +682,7 @@ impl Reply {
             other => return Ok(other),
         };
         match collect(body).await {
-            Ok((bytes, record)) => Ok(Self::Whole(Whole {
+            Ok((bytes, Carried { record, .. })) => Ok(Self::Whole(Whole {
                 parts,
                 bytes,
                 record,
@@ -681,4 +730,71 @@ fn wants_more_context(refusal: &[u8]) -> Option<u64> {
     // Room for the prompt, and for a token of the answer.
     let more = error.n_prompt_tokens.max(error.n_ctx).saturating_add(1);
     (error.kind == "exceed_context_size_error").then_some(more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_says_nothing_of_the_fleet_is_tried_again_whatever_its_budget() {
+        let free: Vec<&str> = (Why::ALL.into_iter())
+            .filter(|why| why.is_free())
+            .map(Why::as_str)
+            .collect();
+        assert_eq!(free, ["kept_connection", "stopping", "context"]);
+    }
+
+    #[test]
+    fn only_a_prompt_that_is_too_long_wants_more_context() {
+        let said = br#"{"error":{"code":400,"type":"exceed_context_size_error","message":"x","n_prompt_tokens":9,"n_ctx":4}}"#;
+        assert_eq!(wants_more_context(said), Some(10));
+        let bare = br#"{"error":{"type":"exceed_context_size_error"}}"#;
+        assert_eq!(wants_more_context(bare), Some(1));
+        for other in [
+            &br#"{"error":{"type":"invalid_request_error","n_prompt_tokens":9,"n_ctx":4}}"#[..],
+            br#"{"error":"exceed_context_size_error"}"#,
+            br#"{"type":"exceed_context_size_error"}"#,
+            b"exceed_context_size_error",
+            b"",
+        ] {
+            assert_eq!(wants_more_context(other), None);
+        }
+    }
+
+    #[test]
+    fn a_500_that_blames_the_request_is_told_from_one_that_does_not() {
+        let said = |message: &str| {
+            let error =
+                serde_json::json!({"code": 500, "message": message, "type": "server_error"});
+            blames_request(serde_json::json!({"error": error}).to_string().as_bytes())
+        };
+        for message in [
+            "[json.exception.out_of_range.406] number overflow parsing '1e400'",
+            "Failed to parse tools: Expected 'tools' to be an array, got 5; tools = 5",
+            "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+        ] {
+            assert!(said(message), "{message}");
+        }
+        for message in ["Compute error.", "failed to decode", ""] {
+            assert!(!said(message), "{message}");
+        }
+        assert!(!blames_request(b"Internal Server Error"));
+        assert!(!blames_request(b"{\"error\":\"Failed to parse \"}"));
+    }
+
+    #[test]
+    fn a_pause_is_told_in_seconds() {
+        let told = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, value.parse().expect("a value"));
+            retry_after(&headers)
+        };
+        assert_eq!(told(" 7 "), Some(7_000));
+        assert_eq!(told("99999999999999999999"), None);
+        assert_eq!(told("18446744073709551615"), Some(u64::MAX));
+        assert_eq!(told("Fri, 31 Dec 1999 23:59:59 GMT"), None);
+        assert_eq!(told("-1"), None);
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
 }

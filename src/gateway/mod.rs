@@ -1,9 +1,9 @@
 //! The OpenAI face: one endpoint over all engines.
 //!
 //! Purpose: read which model a request wants, wait for a slot, relay. Invariants: the body goes on byte for byte; nothing
-//! reaches the client before the upstream's first bytes, so that until then another pool may be tried; the answer's body
-//! owns the permit, so that every way in which it can end gives the slot back. Called by `server` for everything under
-//! `/v1`.
+//! reaches the client before the upstream's first bytes but the promise of a stream, so that until then another pool may
+//! be tried; the answer's body owns the permit, so that every way in which it can end gives the slot back. Called by
+//! `server` for everything under `/v1`.
 
 mod answer;
 mod assemble;
@@ -41,6 +41,8 @@ use outlet::{Outlet, Outlets};
 use peek::Peek;
 use record::{Book, Record};
 
+/// Longest id of a request that is kept; those of tracing systems have some 50 characters.
+const MAX_REQUEST_ID_BYTES: usize = 200;
 /// Names of models that a refusal lists.
 const NAMES_TOLD: usize = 20;
 
@@ -121,10 +123,10 @@ impl Gateway {
         let id = self.request_id(request.headers());
         let path = request.uri().path();
         let about_models = path == "/v1/models" || path.starts_with("/v1/models/");
-        let record = Box::new(Record::new(&self.book, id.clone()));
         let mut response = if about_models {
             self.about_models(request).await
         } else {
+            let record = Box::new(Record::new(&self.book, id.clone()));
             self.relay(request, record).await
         };
         response.headers_mut().insert(REQUEST_ID, id);
@@ -158,7 +160,7 @@ impl Gateway {
 
     /// The client's own, else a new one: unique without a lookup, a lock or a random number per request.
     fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
-        if let Some(id) = headers.get(REQUEST_ID) {
+        if let Some(id) = headers.get(REQUEST_ID).filter(|id| is_request_id(id)) {
             return id.clone();
         }
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
@@ -242,15 +244,13 @@ impl Gateway {
         if !exchange.is_stream() {
             return respond(exchange.run(record).await, dialect);
         }
-        let mut pending: answer::Pending = Box::pin(async move {
-            match exchange.run(record).await {
-                Ok(reply) => reply.into_stream().await,
-                failed => failed,
-            }
-        });
-        match tokio::time::timeout(self.settings.sse_commit, &mut pending).await {
+        let mut running = Box::pin(exchange.run(record));
+        match tokio::time::timeout(self.settings.sse_commit, &mut running).await {
             Ok(reply) => respond(reply, dialect),
-            Err(_) => promised(GatewayBody::pending(pending, dialect)),
+            Err(_) => {
+                let pending = Box::pin(async move { running.await?.into_stream().await });
+                promised(GatewayBody::pending(pending, dialect))
+            }
         }
     }
 
@@ -266,6 +266,7 @@ impl Gateway {
     {
         let admitted = self.guard.admit(request.headers(), Area::Models);
         let refusal = match (admitted, request.method()) {
+            (Ok(()), _) if !is_endpoint(request.uri().path()) => Some(GatewayError::UnknownPath),
             (Ok(()), &Method::POST) => None,
             (Ok(()), _) => Some(GatewayError::Method { allowed: "POST" }),
             (Err(denied), _) => Some(denied.into()),
@@ -285,6 +286,8 @@ impl Gateway {
         for name in [header::AUTHORIZATION, header::COOKIE, API_KEY] {
             headers.remove(name);
         }
+        // What is packed could neither be counted nor go on where a stream has been promised.
+        headers.remove(header::ACCEPT_ENCODING);
         headers.insert(REQUEST_ID, record.id().clone());
         let assembles = self.settings.assemble && peek.may_assemble(parts.uri.path());
         let path = parts
@@ -301,6 +304,23 @@ impl Gateway {
         let exchange = Exchange::new(self, outgoing, model, peek, assembles);
         Ok(exchange)
     }
+}
+
+/// Whether a client's own id is kept: it is sent back, sent on and logged.
+fn is_request_id(id: &HeaderValue) -> bool {
+    let visible = |byte: &u8| matches!(byte, b' '..=b'~');
+    (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(visible)
+}
+
+/// Whether a path is under `/v1/` whoever reads it: an engine, or what stands before it, may resolve `..` and go where no
+/// client of ours is let in.
+fn is_endpoint(path: &str) -> bool {
+    let Some(inside) = path.strip_prefix("/v1/").filter(|rest| !rest.is_empty()) else {
+        return false;
+    };
+    let decoded: Vec<u8> = percent_encoding::percent_decode_str(inside).collect();
+    let mut segments = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
+    segments.all(|segment| !matches!(segment, b"." | b".."))
 }
 
 impl Failed {
@@ -368,4 +388,42 @@ fn promised(body: GatewayBody) -> Response<GatewayBody> {
             .insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_leads_out_is_no_endpoint() {
+        for inside in [
+            "/v1/embeddings",
+            "/v1/what/ever.else/%2F..;a=b",
+            "/v1/a..b/...",
+            "/v1//x/",
+            "/v1/%ff",
+        ] {
+            assert!(is_endpoint(inside), "{inside}");
+        }
+        for outside in [
+            "/v1",
+            "/v1/",
+            "/v1/../slots/0",
+            "/v1/..",
+            "/v1/./x",
+            "/v1/x/%2e%2e/%2E%2e/slots",
+            "/v1/..%2f..%2fslots",
+            "/v1/..%5cslots",
+        ] {
+            assert!(!is_endpoint(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn an_id_of_a_clients_is_kept_when_it_can_be_shown() {
+        let kept = |id: &[u8]| is_request_id(&HeaderValue::from_bytes(id).expect("a value"));
+        assert!(kept(b"x") && kept(b"my id/42") && kept(&[b'x'; 200]));
+        assert!(!kept(b"") && !kept(&[b'x'; 201]));
+        assert!(!kept("\u{e9}".as_bytes()) && !kept(b"\xff") && !kept(b"a\tb"));
+    }
 }

@@ -1,8 +1,9 @@
 //! What is told of one request: a line in the log, and its part of the metrics.
 //!
-//! Invariants: every request is told of exactly once, when its record is dropped, however it ends; nothing that a client
-//! wrote is told but the id it gave the request and the name of a model that is known.
+//! Invariants: every request that is to be relayed is told of exactly once, when its record is dropped, however it ends;
+//! nothing that a client wrote is told but the id it gave the request and the name of a model that is known.
 
+use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,6 +19,9 @@ use super::outlet::Outlet;
 
 /// Of requests that went well, one in so many is told of when the log is a sample.
 const SAMPLE: u64 = 100;
+
+/// How a request ends that its engine refused.
+pub(super) const ENGINE_ERROR: &str = "engine_error";
 
 /// Which requests have a line in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +73,8 @@ pub(super) struct Record {
     /// Of its model; none while that is not known.
     meter: Option<Arc<Meter>>,
     course: Course,
-    /// When it asked for a slot for the last time.
-    asked: Instant,
+    /// When it asked for the slot that it waits for.
+    asked: Option<Instant>,
     /// How long it has waited for slots.
     queued: Duration,
     pub attempts: u32,
@@ -91,7 +95,7 @@ impl Record {
             id,
             meter: None,
             course: Course::new(),
-            asked: Instant::now(),
+            asked: None,
             queued: Duration::ZERO,
             attempts: 0,
             outlet: None,
@@ -112,15 +116,23 @@ impl Record {
         &self.id
     }
 
+    /// The same, for the log.
+    pub fn called(&self) -> impl Display {
+        Word(self.id.to_str().unwrap_or_default())
+    }
+
     /// It asks for a slot.
     pub fn asks(&mut self) {
-        self.asked = Instant::now();
+        self.asked = Some(Instant::now());
         self.phase = Phase::Queue;
     }
 
     /// It has a slot there.
     pub fn goes_to(&mut self, outlet: Arc<Outlet>) {
-        self.queued += self.asked.elapsed();
+        self.queued += self
+            .asked
+            .take()
+            .map_or(Duration::ZERO, |asked| asked.elapsed());
         self.attempts += 1;
         self.outlet = Some(outlet);
         self.phase = Phase::Prefill;
@@ -182,10 +194,13 @@ impl Drop for Record {
             book.unknown
                 .get_or_init(|| book.relayed.meter(UNKNOWN_MODEL))
         });
+        let has_asked = self.attempts > 0 || self.asked.is_some();
+        // A wait that ended without a slot is one all the same.
+        self.queued += (self.asked).map_or(Duration::ZERO, |asked| asked.elapsed());
         let outcome = match (self.outcome, self.status) {
             (Some(code), _) => code,
             (None, Some(status)) if self.whole && status.as_u16() < 400 => "ok",
-            (None, Some(_)) if self.whole => "engine_error",
+            (None, Some(_)) if self.whole => ENGINE_ERROR,
             _ => "cancelled",
         };
         let is_well = outcome == "ok";
@@ -198,31 +213,81 @@ impl Drop for Record {
         if self.outlet.is_some() {
             meter.waited(self.queued);
         }
-        self.course.tell(meter, is_well);
+        if outcome == ENGINE_ERROR {
+            // A refusal has no tokens, and comes sooner than any.
+            meter.ended(self.course.elapsed(), None);
+        } else {
+            self.course.tell(meter, is_well);
+        }
         if !book.wants(is_well) {
             return;
         }
         let upstream = self.outlet.as_ref().map(|outlet| &outlet.upstream);
+        let phase = (outcome == "cancelled").then(|| self.phase.as_str());
         info!(
             target: "orchd::access",
-            id = self.id.to_str().unwrap_or("?"),
-            model = %meter.model(),
-            node = upstream.map(|upstream| upstream.node_id.as_str()),
-            pool = upstream.map(|upstream| upstream.pool_id.as_str()),
-            queue_ms = upstream.map(|_| self.queue_ms()),
-            ttft_ms = self.course.first_after().map(millis),
-            ms = millis(self.course.elapsed()),
-            tokens = self.course.tokens(),
-            attempts = self.attempts,
+            id = %self.called(),
+            model = %Word(meter.model()),
+            node = upstream.map(|upstream| display(&upstream.node_id)),
+            pool = upstream.map(|upstream| display(&upstream.pool_id)),
             status = self.status.map(|status| status.as_u16()),
-            phase = (outcome == "cancelled").then(|| self.phase.as_str()),
-            outcome,
+            outcome = %outcome,
+            phase = phase.map(display),
+            queue_ms = has_asked.then(|| self.queue_ms()),
+            ttft_ms = self.course.first_after().map(millis),
+            total_ms = millis(self.course.elapsed()),
+            tokens = self.course.tokens(),
+            // Of nearly all there is one.
+            attempts = Some(self.attempts).filter(|attempts| *attempts > 1),
             "request"
         );
+    }
+}
+
+/// A name as a line of the log has it: in quotes where it could be taken for more than one word.
+struct Word<'a>(&'a str);
+
+impl Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(name) = self;
+        let plain = |c: char| c.is_alphanumeric() || "-_.:/@+,~#".contains(c);
+        if name.chars().all(plain) && !name.is_empty() {
+            f.write_str(name)
+        } else {
+            write!(f, "{name:?}")
+        }
     }
 }
 
 /// Milliseconds with as many digits as a first token is worth.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_not_one_plain_word_is_quoted() {
+        for plain in ["qwen3-8b", "org/m:Q4_K_M", "modèle", "req-1f-7"] {
+            assert_eq!(Word(plain).to_string(), plain);
+        }
+        for (name, told) in [
+            ("", r#""""#),
+            ("my id", r#""my id""#),
+            ("m status=200", r#""m status=200""#),
+            ("a\"b", r#""a\"b""#),
+            ("a\u{202e}b", r#""a\u{202e}b""#),
+        ] {
+            assert_eq!(Word(name).to_string(), told);
+        }
+    }
+
+    #[test]
+    fn milliseconds_have_one_digit_behind_the_point() {
+        for (micros, told) in [(0, "0.0"), (1_249, "1.2"), (123_456_789, "123456.8")] {
+            assert_eq!(format!("{:?}", millis(Duration::from_micros(micros))), told);
+        }
+    }
 }

@@ -123,7 +123,7 @@ orchd_fleet_hold_nodes 0
 "#;
 
 /// The text of a scrape.
-fn scrape(address: SocketAddr) -> String {
+pub fn scrape(address: SocketAddr) -> String {
     let response = http::get(address, "/metrics").expect("an answer");
     assert_eq!(response.status, 200);
     assert_eq!(
@@ -136,7 +136,7 @@ fn scrape(address: SocketAddr) -> String {
 
 /// Reads a text as strictly as its format is defined: every sample belongs to the family above it, by a name that its
 /// type allows; no family and no series stands there twice; the end is marked. Gives values by series.
-fn read(text: &str) -> BTreeMap<String, f64> {
+pub fn read(text: &str) -> BTreeMap<String, f64> {
     let lines: Vec<&str> = text
         .strip_suffix("# EOF\n")
         .expect("the end is marked")

@@ -22,7 +22,7 @@ use crate::support::{eventually, free_address};
 
 /// How long a test waits for something to happen at an engine.
 const SOON: Duration = Duration::from_secs(10);
-/// Context of a slot, as the engine tells it.
+/// Context of a slot, as the engine tells it unless a test says otherwise.
 pub const N_CTX: u64 = 2_048;
 
 /// One step of an answer.
@@ -132,6 +132,12 @@ impl Script {
     /// Waits for [`ScriptedEngine::go`].
     pub fn hold(self) -> Self {
         self.then(Move::Hold)
+    }
+
+    /// Everything of another script.
+    pub fn then_all(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
     }
 
     /// The same, once [`ScriptedEngine::go`] was called.
@@ -246,6 +252,7 @@ struct Record {
 struct State {
     model: String,
     slots: usize,
+    n_ctx: u64,
     scripts: VecDeque<Script>,
     /// For requests beyond those of `scripts`.
     always: Option<Script>,
@@ -298,6 +305,7 @@ impl ScriptedEngine {
         let state = Arc::new(Mutex::new(State {
             model: model.to_owned(),
             slots,
+            n_ctx: N_CTX,
             scripts: VecDeque::new(),
             always: None,
             records: Vec::new(),
@@ -327,6 +335,12 @@ impl ScriptedEngine {
     /// From now on it answers those who watch it as one does that reads its model, or no longer does.
     pub fn loading(&self, loading: bool) {
         lock(&self.state).loading = loading;
+    }
+
+    /// The same with so much context for each slot. To be said before anybody reads it.
+    pub fn with_context(self, n_ctx: u64) -> Self {
+        lock(&self.state).n_ctx = n_ctx;
+        self
     }
 
     pub fn url(&self) -> String {
@@ -620,7 +634,7 @@ fn probe_answer(asked: &Asked, state: &Mutex<State>) -> Option<String> {
         return None;
     }
     let state = lock(state);
-    let model = &state.model;
+    let (model, n_ctx) = (&state.model, state.n_ctx);
     let loading =
         json!({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}});
     let (status, body) = match asked.target.as_str() {
@@ -629,21 +643,21 @@ fn probe_answer(asked: &Asked, state: &Mutex<State>) -> Option<String> {
         "/props" => (
             200,
             json!({
-                "default_generation_settings": {"n_ctx": N_CTX}, "total_slots": state.slots, "model_alias": model,
+                "default_generation_settings": {"n_ctx": n_ctx}, "total_slots": state.slots, "model_alias": model,
                 "model_path": "/models/scripted.gguf", "endpoint_slots": true, "endpoint_metrics": false,
                 "build_info": "b1-7e4c0a9", "is_sleeping": false,
             }),
         ),
         "/slots" => {
             let busy = state.busy();
-            let slot = |id| json!({"id": id, "n_ctx": N_CTX, "speculative": false, "is_processing": id < busy});
+            let slot = |id| json!({"id": id, "n_ctx": n_ctx, "speculative": false, "is_processing": id < busy});
             (200, (0..state.slots).map(slot).collect())
         }
         "/v1/models" => (
             200,
             json!({"object": "list", "data": [{
                 "id": model, "aliases": [model], "tags": [], "object": "model", "created": 1_795_419_433,
-                "owned_by": "llamacpp", "meta": {"n_ctx": N_CTX, "n_ctx_train": 8_192},
+                "owned_by": "llamacpp", "meta": {"n_ctx": n_ctx, "n_ctx_train": 8_192},
             }]}),
         ),
         "/metrics" => (

@@ -12,7 +12,7 @@ use super::{Server, at, calls, leaves, may_refuse};
 const CASES: u32 = 400;
 
 /// A runner whose cases can be had again.
-fn runner(what: &str) -> TestRunner {
+pub(super) fn runner(what: &str) -> TestRunner {
     let seed = std::env::var("ORCHD_TEST_SEED").ok();
     let seed: u64 = match seed {
         Some(text) => text.parse().expect("ORCHD_TEST_SEED is a number"),

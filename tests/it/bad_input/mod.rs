@@ -9,6 +9,7 @@ mod connections;
 mod endless;
 mod generated;
 mod paths;
+mod v1;
 
 use std::io;
 use std::net::SocketAddr;
