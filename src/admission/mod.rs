@@ -66,9 +66,16 @@ const POOLS_AT_A_TIME: usize = 256;
 
 type Outcome = Result<Permit, Refused>;
 
+/// A request's place in line, and whether it was tried before.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    turn: Turn,
+    again: bool,
+}
+
 /// Somebody who waits.
 struct Waiter {
-    turn: Turn,
+    standing: Standing,
     tell: oneshot::Sender<Outcome>,
 }
 
@@ -168,7 +175,7 @@ impl Admission {
                     .waiters
                     .remove(&ticket)
                     .expect("whoever is in a queue waits");
-                let outcome = self.outcome(&state, waiter.turn, verdict);
+                let outcome = self.outcome(&state, waiter.standing, verdict);
                 deliveries.push((waiter.tell, outcome));
             }
             state.verdicts = verdicts;
@@ -189,20 +196,20 @@ impl Admission {
         result
     }
 
-    fn outcome(self: &Arc<Self>, state: &State, turn: Turn, verdict: Verdict) -> Outcome {
+    fn outcome(self: &Arc<Self>, state: &State, standing: Standing, verdict: Verdict) -> Outcome {
         match verdict {
-            Verdict::Granted(grant) => Ok(self.permit(state, turn, grant)),
+            Verdict::Granted(grant) => Ok(self.permit(state, standing, grant)),
             Verdict::QueueTimeout => Err(Refused::QueueTimeout),
             Verdict::NoReadyPool => Err(Refused::NoReadyPool),
             Verdict::Dropped { retry_after_ms } => Err(Refused::Dropped { retry_after_ms }),
         }
     }
 
-    fn permit(self: &Arc<Self>, state: &State, turn: Turn, grant: Grant) -> Permit {
+    fn permit(self: &Arc<Self>, state: &State, standing: Standing, grant: Grant) -> Permit {
         Permit::new(
             Arc::clone(self),
             Arc::clone(&state.upstreams[grant.pool.0 as usize]),
-            turn,
+            standing,
             grant,
         )
     }
@@ -216,7 +223,9 @@ impl Admission {
             if state.closed {
                 return Err(Refused::ShuttingDown);
             }
+            let again = ask.turn.is_some();
             let turn = ask.turn.unwrap_or_else(|| state.dispatch.arrive(now));
+            let standing = Standing { turn, again };
             let want = Want {
                 model: ask.model,
                 weight: ask.weight,
@@ -225,12 +234,12 @@ impl Admission {
                 avoid: ask.avoid,
             };
             match state.dispatch.offer(now, turn, want) {
-                Offer::Granted(grant) => Ok(Ok(self.permit(state, turn, grant))),
+                Offer::Granted(grant) => Ok(Ok(self.permit(state, standing, grant))),
                 Offer::Full { retry_after_ms } => Err(Refused::QueueFull { retry_after_ms }),
                 Offer::NoRoom { retry_after_ms } => Err(Refused::NoRoom { retry_after_ms }),
                 Offer::Queued => {
                     let (tell, outcome) = oneshot::channel();
-                    state.waiters.insert(turn.ticket, Waiter { turn, tell });
+                    state.waiters.insert(turn.ticket, Waiter { standing, tell });
                     Ok(Err((turn.ticket, outcome)))
                 }
             }
@@ -300,8 +309,20 @@ impl Admission {
         self.locked(|state, _| state.dispatch.answering(grant));
     }
 
-    fn give_back(self: &Arc<Self>, grant: Grant, answering: bool, quarantine: Quarantine) {
-        self.locked(|state, now| state.dispatch.release(now, grant, answering, quarantine));
+    fn give_back(
+        self: &Arc<Self>,
+        grant: Grant,
+        again: bool,
+        answering: bool,
+        quarantine: Quarantine,
+    ) {
+        self.locked(|state, now| {
+            state.dispatch.release(now, grant, answering, quarantine);
+            // Once for each request.
+            if !again {
+                state.dispatch.finished();
+            }
+        });
         if quarantine != Quarantine::No {
             let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
             watchers

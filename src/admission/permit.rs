@@ -8,7 +8,7 @@ use tokio::sync::futures::OwnedNotified;
 use crate::dispatch::{Failure, Grant, PoolIx, Quarantine, Turn};
 use crate::types::Millis;
 
-use super::{Admission, Upstream};
+use super::{Admission, Standing, Upstream};
 
 /// How long the slot of a request whose connection was closed early counts as busy without the engine's word: the
 /// engine frees it at its next token, in prefill only after the batch it computes (contract §3; measured up to 10 s).
@@ -32,7 +32,7 @@ enum Phase {
 pub struct Permit {
     admission: Arc<Admission>,
     upstream: Arc<Upstream>,
-    turn: Turn,
+    standing: Standing,
     grant: Grant,
     phase: Phase,
     /// The engine has begun to answer at some time.
@@ -47,7 +47,7 @@ impl Permit {
     pub(super) fn new(
         admission: Arc<Admission>,
         upstream: Arc<Upstream>,
-        turn: Turn,
+        standing: Standing,
         grant: Grant,
     ) -> Self {
         // From this moment on: permits are given under the same lock under which their end is told.
@@ -55,7 +55,7 @@ impl Permit {
         Self {
             admission,
             upstream,
-            turn,
+            standing,
             grant,
             phase: Phase::Unused,
             answered: false,
@@ -78,7 +78,7 @@ impl Permit {
     /// The request's place in line, for [`Ask::turn`](super::Ask::turn).
     #[must_use]
     pub fn turn(&self) -> Turn {
-        self.turn
+        self.standing.turn
     }
 
     /// What tells the request to end. There is one; whoever takes it waits for it.
@@ -145,6 +145,6 @@ impl Drop for Permit {
             Phase::Answering => Quarantine::For(QUARANTINE_STREAMING_MS),
         };
         self.admission
-            .give_back(self.grant, self.answered, quarantine);
+            .give_back(self.grant, self.standing.again, self.answered, quarantine);
     }
 }

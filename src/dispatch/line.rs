@@ -149,7 +149,6 @@ impl Dispatch {
     pub fn release(&mut self, now: Mono, grant: Grant, answering: bool, quarantine: Quarantine) {
         self.model(grant.model).pace.released(now, grant, answering);
         self.pace.released(now, grant, answering);
-        self.budget.refill(self.fleet_slots);
         let pool = self.pool(grant.pool);
         pool.end(grant, answering);
         if let Quarantine::For(ms) = quarantine {

@@ -416,6 +416,11 @@ impl Dispatch {
             .any(|pool| pool.prospective && pool.ctx >= min_ctx)
     }
 
+    /// A request has finished, however often it was tried.
+    pub fn finished(&mut self) {
+        self.budget.refill(self.fleet_slots);
+    }
+
     /// Whether one more request may be tried again; if so, that is counted.
     pub fn take_retry(&mut self) -> bool {
         self.budget.take(self.fleet_slots)

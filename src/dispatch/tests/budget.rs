@@ -15,6 +15,7 @@ fn a_small_fleet_has_fifty_retries_and_gets_one_more_for_ten_finished_requests()
         let grant = b.granted(at(finished));
         b.dispatch
             .release(at(finished), grant, false, Quarantine::No);
+        b.dispatch.finished();
         assert_eq!(b.dispatch.take_retry(), finished % 10 == 0);
     }
 }
@@ -27,6 +28,7 @@ fn the_bucket_is_as_large_as_the_fleet_has_slots_and_never_runs_over() {
     for _ in 0..100 {
         let grant = b.granted(at(1));
         b.dispatch.release(at(1), grant, false, Quarantine::No);
+        b.dispatch.finished();
     }
     assert_eq!(taken(&mut b.dispatch), 70);
     // A reading finds more slots, as does whoever describes the pool.
@@ -46,6 +48,7 @@ fn the_bucket_is_as_large_as_the_fleet_has_slots_and_never_runs_over() {
     for _ in 0..10 {
         let grant = b.granted(at(7));
         b.dispatch.release(at(7), grant, false, Quarantine::No);
+        b.dispatch.finished();
     }
     assert_eq!(taken(&mut b.dispatch), 1);
 }
