@@ -378,20 +378,24 @@ impl Proxy {
         } else {
             format!("/{path}")
         };
-        let outgoing = Outgoing {
+        let mut outgoing = Outgoing {
             method: parts.method,
             path,
             headers,
             body,
+            fresh: false,
         };
         let model = carried.tally.as_ref().map(|tally| tally.model.clone());
-        let send = async |carried| {
+        let send = async |outgoing: &Outgoing, carried| {
             let vitals = Some(&door.vitals);
-            relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await
+            relay::send(&door.origin, Peer::Engine, vitals, outgoing, carried).await
         };
-        let sent = match send(carried).await {
+        let sent = match send(&outgoing, carried).await {
             // The engine was just closing a connection that had been kept: it has not begun with the request.
-            Err((SendError::Reset { kept: true, .. }, carried)) => send(carried).await,
+            Err((SendError::Reset { kept: true, .. }, carried)) => {
+                outgoing.fresh = true;
+                send(&outgoing, carried).await
+            }
             sent => sent,
         };
         match sent {

@@ -323,6 +323,7 @@ impl Exchange {
             Some(bearer) => drop(headers.insert(header::AUTHORIZATION, bearer)),
             None => drop(headers.remove(header::AUTHORIZATION)),
         }
+        self.outgoing.fresh = record.attempts > 1;
         let sent = relay::send(
             &outlet.upstream.origin,
             outlet.peer,

@@ -304,6 +304,7 @@ impl Gateway {
             path,
             headers,
             body,
+            fresh: false,
         };
         let exchange = Exchange {
             gateway: Arc::clone(self),
