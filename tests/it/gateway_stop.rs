@@ -246,3 +246,24 @@ fn a_client_that_reads_nothing_does_not_keep_the_process_beyond_its_grace() {
         drop(unread);
     }
 }
+
+#[test]
+fn who_pauses_before_another_attempt_is_told_of_the_end_at_once() {
+    let engine = ScriptedEngine::start(MODEL, 2);
+    let mut orchd = serve(&engine, &["--shutdown-grace", "60s"]);
+    // After the second failure it waits for a second, and then there would be a third attempt.
+    engine.script([Script::new().reset(), Script::new().reset()]);
+    let waiting = begin(&orchd, EMBED, false);
+    engine.wait_for(2);
+    stop(&orchd);
+    orchd.terminate();
+    let again = Instant::now();
+    refused(waiting.answer().expect("an answer"));
+    let told = again.elapsed();
+    assert_eq!(orchd.wait(SOON), Some(0));
+    let ended = again.elapsed();
+    eprintln!(
+        "a second SIGTERM in a pause between attempts: told after {told:?}, the process ended after {ended:?}"
+    );
+    assert!(told < Duration::from_millis(500), "{told:?}");
+}
