@@ -315,21 +315,25 @@ impl Proxy {
         } else {
             format!("/{path}")
         };
-        let outgoing = Outgoing {
+        let mut outgoing = Outgoing {
             method: parts.method,
             path,
             headers,
             body,
+            fresh: false,
         };
         let meter = carried.meter.clone();
-        let send = async |carried| {
+        let send = async |outgoing: &Outgoing, carried| {
             let vitals = Some(&door.vitals);
-            relay::send(&door.origin, Peer::Engine, vitals, &outgoing, carried).await
+            relay::send(&door.origin, Peer::Engine, vitals, outgoing, carried).await
         };
-        let sent = match send(carried).await {
+        let sent = match send(&outgoing, carried).await {
             // Most likely the engine was just closing a connection that had been kept. It may have begun with the request
             // all the same; its client was sent nothing, so that asking once more is allowed (contract §3, Retry).
-            Err((SendError::Reset { kept: true, .. }, carried)) => send(carried).await,
+            Err((SendError::Reset { kept: true, .. }, carried)) => {
+                outgoing.fresh = true;
+                send(&outgoing, carried).await
+            }
             sent => sent,
         };
         match sent {

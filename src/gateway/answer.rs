@@ -6,14 +6,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::info;
 
 use crate::listen::Answer;
-use crate::relay::{Broken, RelayBody};
+use crate::relay::{self, Broken, RelayBody};
 
 use super::GatewayError;
 use super::dialect::{Dialect, InBand};
@@ -350,11 +350,7 @@ impl Answer for GatewayBody {
 }
 
 pub(super) fn is_event_stream(status: StatusCode, headers: &HeaderMap) -> bool {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    status.is_success()
-        && kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
+    status.is_success() && relay::is_event_stream(headers)
 }
 
 #[cfg(test)]

@@ -44,9 +44,8 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    fn new(mut permit: Permit, record: Box<Record>) -> Self {
+    fn new(mut permit: Permit, end: Option<EndSignal>, record: Box<Record>) -> Self {
         permit.sent();
-        let end = permit.end_signal();
         Self {
             permit: Some(permit),
             end,
@@ -293,21 +292,29 @@ impl Exchange {
         let mut failed: Option<Instant> = None;
         loop {
             record.asks();
-            let permit = match self.gateway.admission.acquire(ask).await {
+            let mut permit = match self.gateway.admission.acquire(ask).await {
                 Ok(permit) => permit,
                 Err(refused) => {
                     let error = refused.into();
                     return Err(Failed { error, record });
                 }
             };
+            let mut end = permit.end_signal();
             let same = ask.avoid == Some(permit.pool());
             if let Some(failed) = failed.filter(|_| same) {
                 let pause = SAME_POOL_PAUSES[(record.attempts as usize).clamp(1, 2) - 1];
-                tokio::time::sleep_until(failed + pause).await;
+                if ends_before(failed + pause, &mut end).await {
+                    let error = if permit.is_shutdown() {
+                        Refused::ShuttingDown.into()
+                    } else {
+                        GatewayError::DrainDeadline
+                    };
+                    return Err(Failed { error, record });
+                }
             }
             ask.turn = Some(permit.turn());
             ask.avoid = Some(permit.pool());
-            let (fault, so_far) = match self.attempt(permit, record, &mut ask).await {
+            let (fault, so_far) = match self.attempt(permit, end, record, &mut ask).await {
                 Attempt::Reply(reply) => return Ok(reply),
                 Attempt::Failed(failed) => return Err(failed),
                 Attempt::Fault(fault, record) => (fault, record),
@@ -352,7 +359,13 @@ impl Exchange {
         }
     }
 
-    async fn attempt(&mut self, permit: Permit, mut record: Box<Record>, ask: &mut Ask) -> Attempt {
+    async fn attempt(
+        &mut self,
+        permit: Permit,
+        end: Option<EndSignal>,
+        mut record: Box<Record>,
+        ask: &mut Ask,
+    ) -> Attempt {
         let gateway = Arc::clone(&self.gateway);
         let outlet = gateway.outlet(&permit);
         record.goes_to(Arc::clone(&outlet));
@@ -373,12 +386,13 @@ impl Exchange {
             Some(bearer) => drop(headers.insert(header::AUTHORIZATION, bearer)),
             None => drop(headers.remove(header::AUTHORIZATION)),
         }
+        self.outgoing.fresh = record.attempts > 1;
         let sent = relay::send(
             &outlet.upstream.origin,
             outlet.peer,
             Some(&outlet.vitals),
             &self.outgoing,
-            Carried::new(permit, record),
+            Carried::new(permit, end, record),
         )
         .await;
         match sent {
@@ -554,6 +568,17 @@ fn unanswered(error: SendError, mut carried: Carried) -> Attempt {
         detail: error.to_string(),
     };
     Attempt::Fault(fault, carried.record)
+}
+
+/// Waits until this moment. True when the request is to end before.
+async fn ends_before(moment: Instant, end: &mut Option<EndSignal>) -> bool {
+    match end {
+        Some(end) => tokio::time::timeout_at(moment, end).await.is_ok(),
+        None => {
+            tokio::time::sleep_until(moment).await;
+            false
+        }
+    }
 }
 
 /// Whether a failed connection is the upstream's doing, and not for want of descriptors or ports here.

@@ -300,6 +300,7 @@ impl Gateway {
             path,
             headers,
             body,
+            fresh: false,
         };
         let exchange = Exchange::new(self, outgoing, model, peek, assembles);
         Ok(exchange)

@@ -29,6 +29,7 @@ pub(super) struct Lease {
     authority: String,
     https: bool,
     peer: Peer,
+    once: bool,
 }
 
 struct Open {
@@ -80,10 +81,15 @@ impl Lease {
             .sender
     }
 
+    /// It is not to be kept: the other side closes it after this answer.
+    pub fn only_once(&mut self) {
+        self.once = true;
+    }
+
     /// Keeps the connection for the next exchange. Only for one whose answer has ended.
     pub fn park(mut self) {
         let Some(open) = self.open.take() else { return };
-        if open.sender.is_closed() {
+        if self.once || open.sender.is_closed() {
             return;
         }
         let authority = std::mem::take(&mut self.authority);
@@ -110,6 +116,7 @@ pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
                     authority: origin.authority.clone(),
                     https: origin.https,
                     peer,
+                    once: false,
                 });
             }
         }
@@ -179,6 +186,7 @@ pub(super) async fn dial(origin: &Origin, peer: Peer) -> io::Result<Lease> {
         authority: origin.authority.clone(),
         https: origin.https,
         peer,
+        once: false,
     })
 }
 

@@ -46,6 +46,9 @@ pub struct Outgoing {
     pub headers: HeaderMap,
     /// All of it: requests are small beside their answers, and a retry needs it again.
     pub body: Bytes,
+    /// Only on a connection that is made for it. For one that was lost before, perhaps with a kept connection: the next
+    /// kept one may be lost as well.
+    pub fresh: bool,
 }
 
 /// Why there is no answer.
@@ -150,11 +153,16 @@ pub async fn send<L: Load>(
         })
         .await
     };
-    let (response, lease) = match exchanged {
+    let (response, mut lease) = match exchanged {
         Ok(exchanged) => exchanged,
         Err(error) => return Err((error, load)),
     };
     let (parts, incoming) = response.into_parts();
+    if peer == Peer::Engine && is_event_stream(&parts.headers) {
+        // llama-server closes it right after the last chunk, without a word before (measured): whoever is next in line for
+        // the slot would be there first, and be lost.
+        lease.only_once();
+    }
     let mut body = RelayBody::new(incoming, lease, watched, load);
     // Until the first bytes are here nothing has been promised to anybody, and another upstream may be tried.
     match body.prefetch().await {
@@ -168,7 +176,8 @@ async fn exchange(
     peer: Peer,
     outgoing: &Outgoing,
 ) -> Result<(Response<hyper::body::Incoming>, Lease), SendError> {
-    while let Some(mut lease) = connections::reuse(origin, peer) {
+    let reuse = || (!outgoing.fresh).then(|| connections::reuse(origin, peer));
+    while let Some(mut lease) = reuse().flatten() {
         match lease
             .sender()
             .try_send_request(request(origin, outgoing)?)
@@ -254,6 +263,15 @@ pub fn end_to_end(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP.iter().chain(&named) {
         headers.remove(name);
     }
+}
+
+/// Whether an answer is a stream of server-sent events.
+#[must_use]
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ pub(super) fn outgoing(body: &'static str) -> Outgoing {
         path: "/v1/chat/completions".into(),
         headers: HeaderMap::new(),
         body: Bytes::from_static(body.as_bytes()),
+        fresh: false,
     }
 }
 

@@ -347,6 +347,7 @@ async fn health(origin: &Origin, peer: Peer) -> io::Result<()> {
         path: "/health".to_owned(),
         headers: HeaderMap::new(),
         body: Bytes::new(),
+        fresh: true,
     };
     let request = request(origin, &outgoing).map_err(io::Error::other)?;
     let mut lease = connections::dial(origin, peer).await?;

@@ -808,7 +808,8 @@ fn after_three_attempts_the_engines_own_answer_is_passed_on() {
     assert_eq!(response.text().expect("a whole body"), last);
     let asked = engine.asked();
     assert_eq!(asked.len(), 3);
-    // The same engine again after a quarter of a second, then after a second.
+    // The same engine again, not before a quarter of a second and then a second. It said that it is busy, so that it is even
+    // left alone for one second and then for two.
     let gaps: Vec<Duration> = asked
         .windows(2)
         .map(|two| two[1].arrived - two[0].arrived)
@@ -817,8 +818,7 @@ fn after_three_attempts_the_engines_own_answer_is_passed_on() {
         gaps[0] >= Duration::from_millis(250) && gaps[1] >= Duration::from_secs(1),
         "{gaps:?}"
     );
-    // One that says it is busy is left alone for a second, and then for two.
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
     let ids: BTreeSet<_> = asked
         .iter()
         .map(|asked| asked.header("x-request-id"))

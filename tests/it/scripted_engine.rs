@@ -161,6 +161,12 @@ impl Script {
         self.then(Move::Reset)
     }
 
+    /// What another one does, after this.
+    pub fn append(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
     fn then(mut self, step: Move) -> Self {
         self.0.push(step);
         self

@@ -3,8 +3,10 @@
 //! Used by the journeys.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::counting::{FORTY, counts};
 use super::engine::Model;
@@ -64,11 +66,7 @@ impl Ask {
     pub fn whole(self, address: SocketAddr) -> Result<String, String> {
         let response = self.send(address, false)?;
         let node = node(&response);
-        let text = response.text().map_err(|e| e.to_string())?;
-        let answer: Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
-        let choice = &answer["choices"][0];
-        let content = choice["message"]["content"].as_str().unwrap_or_default();
-        self.check(content, choice["finish_reason"].as_str())?;
+        self.whole_in(response)?;
         Ok(node)
     }
 
@@ -79,11 +77,15 @@ impl Ask {
         if !kind.starts_with("text/event-stream") {
             return Err(format!("a stream of type {kind:?}"));
         }
+        let now = Instant::now();
         Ok(Stream {
             ask: self,
             node: node(&response),
+            head: Head::of(&response, now),
             text: String::new(),
             finish_reason: None,
+            last: now,
+            gap: Duration::ZERO,
             events: response.events(),
         })
     }
@@ -94,6 +96,48 @@ impl Ask {
         let node = stream.node.clone();
         stream.finish()?;
         Ok(node)
+    }
+
+    /// Asks, and says what became of it, whatever that is.
+    pub fn told(self, address: SocketAddr, stream: bool) -> Told {
+        let begun = Instant::now();
+        let failed = |e: String| Told {
+            is_stream: stream,
+            begun,
+            head: None,
+            ended: Instant::now(),
+            gap: Duration::ZERO,
+            end: End::Failed(e),
+        };
+        if stream {
+            let stream = self.stream(address).map(|stream| stream.follow(begun));
+            return stream.unwrap_or_else(failed);
+        }
+        let response = match self.send(address, false) {
+            Ok(response) => response,
+            Err(e) => return failed(e),
+        };
+        let head = Head::of(&response, Instant::now());
+        match self.whole_in(response) {
+            Ok(()) => Told {
+                is_stream: false,
+                begun,
+                head: Some(head),
+                ended: Instant::now(),
+                gap: Duration::ZERO,
+                end: End::Whole,
+            },
+            Err(e) => failed(e),
+        }
+    }
+
+    /// Checks that an answer is complete.
+    fn whole_in(self, response: Response) -> Result<(), String> {
+        let text = response.text().map_err(|e| e.to_string())?;
+        let answer: Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
+        let choice = &answer["choices"][0];
+        let content = choice["message"]["content"].as_str().unwrap_or_default();
+        self.check(content, choice["finish_reason"].as_str())
     }
 
     fn send(self, address: SocketAddr, stream: bool) -> Result<Response, String> {
@@ -127,12 +171,70 @@ fn node(response: &Response) -> String {
         .to_owned()
 }
 
+/// What the head of an answer says.
+#[derive(Debug)]
+pub struct Head {
+    /// When it was there.
+    pub at: Instant,
+    /// `NODE/POOL`.
+    pub place: String,
+    pub attempts: u32,
+    /// How long the request waited for slots.
+    pub queued: Duration,
+}
+
+impl Head {
+    fn of(response: &Response, at: Instant) -> Self {
+        let header = |name| response.header(name).unwrap_or_default();
+        let number = |name| header(name).parse().unwrap_or_default();
+        Self {
+            at,
+            place: format!("{}/{}", node(response), header("x-orchd-pool")),
+            attempts: u32::try_from(number("x-orchd-attempts")).expect("a few"),
+            queued: Duration::from_millis(number("x-orchd-queue-ms")),
+        }
+    }
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub struct Told {
+    pub is_stream: bool,
+    pub begun: Instant,
+    /// None when there was no answer of an engine.
+    pub head: Option<Head>,
+    pub ended: Instant,
+    /// The longest time between two events of its stream.
+    pub gap: Duration,
+    pub end: End,
+}
+
+/// How a request ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// With every word.
+    Whole,
+    /// With an error in-band as the last event, of this code, after words without a gap.
+    InBand(String),
+    /// In any other way.
+    Failed(String),
+}
+
+/// The code of an error in-band.
+fn code(error: &Value) -> String {
+    error["code"].as_str().unwrap_or_default().to_owned()
+}
+
 /// A stream that has begun. Dropping it is leaving.
 pub struct Stream {
     pub node: String,
+    pub head: Head,
     ask: Ask,
     text: String,
     finish_reason: Option<String>,
+    /// When the last event came, and the longest time between two.
+    last: Instant,
+    gap: Duration,
     events: Events,
 }
 
@@ -154,6 +256,8 @@ impl Stream {
             let words = self.text.split(' ').count() - 1;
             format!("after {words} words: {e}")
         })?;
+        let now = Instant::now();
+        self.gap = self.gap.max(now - std::mem::replace(&mut self.last, now));
         let Some(data) = data else {
             return Ok(Event::End);
         };
@@ -190,34 +294,55 @@ impl Stream {
 
     /// Reads to the end, and checks that the answer is complete: every word, `[DONE]`, and the end of the body.
     pub fn finish(mut self) -> Result<(), String> {
-        loop {
-            match self.next()? {
-                Event::Frame => {}
-                Event::Error(error) => return Err(format!("an error in-band: {error}")),
-                Event::Done => break,
-                Event::End => return Err("the end, without [DONE]".to_owned()),
+        match self.end() {
+            End::Whole => Ok(()),
+            End::InBand(code) => Err(format!("an error in-band: {code}")),
+            End::Failed(e) => Err(e),
+        }
+    }
+
+    /// Reads to the end, whatever that is; the request was sent at that moment.
+    pub fn follow(mut self, begun: Instant) -> Told {
+        let end = self.end();
+        Told {
+            is_stream: true,
+            begun,
+            head: Some(self.head),
+            ended: Instant::now(),
+            gap: self.gap,
+            end,
+        }
+    }
+
+    fn end(&mut self) -> End {
+        let end = loop {
+            match self.next() {
+                Ok(Event::Frame) => {}
+                Ok(Event::Error(error)) => break End::InBand(code(&error)),
+                Ok(Event::Done) => break End::Whole,
+                Ok(Event::End) => return End::Failed("the end, without [DONE]".to_owned()),
+                Err(e) => return End::Failed(e),
             }
+        };
+        match self.next() {
+            Ok(Event::End) => {}
+            Ok(_) => return End::Failed(format!("more after {end:?}")),
+            Err(e) => return End::Failed(format!("after {end:?}: {e}")),
         }
-        if !matches!(self.next()?, Event::End) {
-            return Err("more after [DONE]".to_owned());
-        }
-        self.ask.check(&self.text, self.finish_reason.as_deref())
+        let is_right = match &end {
+            End::Whole => self.ask.check(&self.text, self.finish_reason.as_deref()),
+            _ => counts(&self.text).map(|_| ()),
+        };
+        is_right.map_or_else(End::Failed, |()| end)
     }
 
     /// Reads to the end of a stream whose engine is lost: no gap so far, an error in-band as the last event, and then the
     /// proper end of the body without `[DONE]`. Gives the error's code.
     pub fn finish_lost(mut self) -> Result<String, String> {
-        let error = loop {
-            match self.next()? {
-                Event::Frame => {}
-                Event::Error(error) => break error,
-                Event::Done | Event::End => return Err("the end, without an error".to_owned()),
-            }
-        };
-        if !matches!(self.next()?, Event::End) {
-            return Err(format!("more after the error {error}"));
+        match self.end() {
+            End::InBand(code) => Ok(code),
+            End::Whole => Err("the end, without an error".to_owned()),
+            End::Failed(e) => Err(e),
         }
-        counts(&self.text)?;
-        Ok(error["code"].as_str().unwrap_or_default().to_owned())
     }
 }

@@ -3,7 +3,7 @@
 //! Invariants: a fault holds for connections that exist as for those that come; a connection through which bytes were
 //! lost is dead from then on, and neither side is told: after the fault it carries nothing and is not closed, as when a
 //! firewall on the way has forgotten it. Whoever comes back after a fault therefore did so on a connection of its own.
-//! Used by `agent_network`.
+//! Used by `agent_network` and `gateway_faults`.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -85,7 +85,11 @@ pub struct FaultProxy {
 impl FaultProxy {
     /// Starts one in front of `server`.
     pub fn start(server: SocketAddr, fault: Fault) -> Self {
-        let address = free_address();
+        Self::start_at(free_address(), server, fault)
+    }
+
+    /// The same where somebody was told to look for it: at an address of [`free_address`].
+    pub fn start_at(address: SocketAddr, server: SocketAddr, fault: Fault) -> Self {
         let (wanted, inbox) = watch::channel(fault);
         let (say, held) = watch::channel(Fault::Refuse);
         let counts = Arc::new(Counts::default());

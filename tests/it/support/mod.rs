@@ -10,6 +10,8 @@ pub mod counting;
 pub mod engine;
 pub mod fault;
 pub mod http;
+pub mod in_band;
+pub mod load;
 pub mod orchd;
 pub mod process;
 pub mod readings;
