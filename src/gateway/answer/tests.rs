@@ -67,6 +67,7 @@ async fn bench() -> Bench {
         models: vec!["m".into()],
         accepting: true,
         prospective: true,
+        draining: false,
         suspect: false,
         slots_total: 1,
         n_ctx: None,
