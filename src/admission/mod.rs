@@ -364,6 +364,12 @@ impl Admission {
         self.state().dispatch.has_context(model, min_ctx)
     }
 
+    /// Whether a pool of the model may serve soon.
+    #[must_use]
+    pub fn is_hopeful(&self, model: ModelIx) -> bool {
+        self.state().dispatch.is_hopeful(model)
+    }
+
     /// Whether one more request may be tried again; if so, that is counted.
     #[must_use]
     pub fn may_retry(&self) -> bool {

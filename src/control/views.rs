@@ -163,17 +163,21 @@ impl Control {
             engine: pool.engine.clone(),
             engine_version: pool.engine_version.clone(),
             models: listed(&pool.models_available),
-            // What a silent node last said of its engines holds no more.
-            state: if seen == NodeStatus::Offline {
+            // What a silent node last said of its engines holds no more, nor what one that hangs showed before.
+            state: if seen == NodeStatus::Offline || counts.hung {
                 PoolState::Unreachable
             } else {
                 pool.state
             },
-            ready: pool.ready && is_carrying,
+            ready: pool.ready && is_carrying && !counts.hung,
             draining: pool.draining || node.drain.is_some(),
             ejected: counts.ejected,
             slots_total: counts.slots_total,
-            slots_free: if is_carrying { counts.slots_free } else { 0 },
+            slots_free: if is_carrying && !counts.hung {
+                counts.slots_free
+            } else {
+                0
+            },
             external: counts.external,
             running: counts.running,
             waiting: u32::try_from(waiting).unwrap_or(u32::MAX),

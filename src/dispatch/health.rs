@@ -7,13 +7,30 @@ use super::{Dispatch, Failure, Grant, ModelIx, PoolIx, Timer};
 impl Dispatch {
     /// The pool failed: it is left out for a second, twice as long each time, at most 30 s.
     pub fn eject(&mut self, now: Mono, ix: PoolIx, failure: Failure) {
-        let is_last = |model: &ModelIx| self.models[model.0 as usize].hopeful <= 1;
-        if failure == Failure::Broken && self.pools[ix.0 as usize].models.iter().any(is_last) {
+        let models = self.pools[ix.0 as usize].models.iter();
+        if failure == Failure::Broken && { models }.any(|model| self.is_last(now, *model, ix)) {
             return;
         }
-        let until = self.pool(ix).eject(now);
+        let pool = self.pool(ix);
+        // Until it is shown to be back, nobody can be told that it may serve soon.
+        pool.refuses |= failure == Failure::Refused;
+        let until = pool.eject(now);
         self.recount(now, ix);
         self.arm(until, Timer::Pool(ix));
+    }
+
+    /// Whether no other pool of the model is left.
+    fn is_last(&self, now: Mono, model: ModelIx, ix: PoolIx) -> bool {
+        let others = (self.models[model.0 as usize].pools.iter()).filter(|other| **other != ix);
+        !others
+            .map(|other| &self.pools[other.0 as usize])
+            .any(|pool| pool.hopeful && !pool.is_ejected(now))
+    }
+
+    /// Whether a pool of the model may serve soon: one that takes requests or may again, and does not refuse connections.
+    #[must_use]
+    pub fn is_hopeful(&self, model: ModelIx) -> bool {
+        self.models[model.0 as usize].hopeful > 0
     }
 
     /// The engine is busy, not broken: nothing new goes there for as long as it asked for (between 100 ms and 30 s), or

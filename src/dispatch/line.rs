@@ -28,13 +28,18 @@ impl Dispatch {
         self.arrivals += 1;
         Turn {
             ticket: Ticket(self.arrivals),
+            arrived: now,
             deadline: now.plus(self.settings.queue_timeout_ms),
         }
     }
 
     /// A request asks for slots. It is granted a pool other than the one to avoid while there is one with room.
     pub fn offer(&mut self, now: Mono, turn: Turn, want: Want) -> Offer {
-        let Turn { ticket, deadline } = turn;
+        let Turn {
+            ticket,
+            arrived,
+            deadline,
+        } = turn;
         let Want {
             model,
             weight,
@@ -60,7 +65,7 @@ impl Dispatch {
             weight,
             min_ctx,
             bytes,
-            arrived: now,
+            arrived,
             deadline,
         });
         self.arm_queue(model);

@@ -111,6 +111,8 @@ pub struct Grant {
 pub struct Turn {
     /// When it came.
     pub ticket: Ticket,
+    /// The same, on the clock.
+    pub arrived: Mono,
     /// When it has waited long enough.
     pub deadline: Mono,
 }
@@ -202,6 +204,8 @@ pub struct PoolCounts {
     pub quarantined: u32,
     /// Left out after failures.
     pub ejected: bool,
+    /// Its engine does not answer.
+    pub hung: bool,
     /// Left out because it said that it is busy.
     pub paused: bool,
     /// How often it was left out after failures since it was added.
@@ -368,7 +372,7 @@ impl Dispatch {
     /// Counts the pool in or out among those of its models that may serve soon.
     fn recount(&mut self, now: Mono, ix: PoolIx) {
         let pool = self.pool(ix);
-        let hopeful = pool.prospective && !pool.is_ejected(now);
+        let hopeful = pool.prospective && !pool.refuses;
         if hopeful == pool.hopeful {
             return;
         }

@@ -15,7 +15,7 @@ pub(super) struct Waiting {
     pub min_ctx: u64,
     /// Length of its body.
     pub bytes: u64,
-    /// When it joined this queue.
+    /// When it came, however often it was tried since.
     pub arrived: Mono,
     pub deadline: Mono,
 }

@@ -76,6 +76,8 @@ pub(super) struct Pool {
     /// When that reading stops to count.
     pub sample_until: Mono,
     pub ejected_until: Option<Mono>,
+    /// It refused connections, and was not shown to be back since.
+    pub refuses: bool,
     /// Failures in a row.
     pub strikes: u32,
     pub ejections: u64,
@@ -275,6 +277,7 @@ impl Pool {
     pub fn forgive(&mut self) {
         self.strikes = 0;
         self.refusals = 0;
+        self.refuses = false;
         self.probe = None;
         self.ejected_until = None;
         self.paused_until = None;
@@ -313,6 +316,7 @@ impl Pool {
             oldest: self.since.iter().min().copied(),
             quarantined: self.quarantined(),
             ejected: self.is_ejected(now),
+            hung: self.hung_since.is_some(),
             paused: self.is_paused(now),
             ejections: self.ejections,
         }

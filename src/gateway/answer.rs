@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::info;
 
 use crate::listen::Answer;
@@ -64,6 +64,8 @@ struct Relayed {
     tail: Tail,
     /// Something was passed on since the client was last looked after.
     moved: bool,
+    /// Since when nothing was sent, as it was seen last.
+    still_since: Instant,
     ping: Option<Pin<Box<Sleep>>>,
     /// What the client is to hear next, before anything from the source.
     next: Option<Result<Bytes, AnswerError>>,
@@ -140,6 +142,7 @@ impl GatewayBody {
             dialect,
             tail: Tail::default(),
             moved: true,
+            still_since: Instant::now(),
             ping: None,
             next: None,
         }))
@@ -152,6 +155,7 @@ impl GatewayBody {
             dialect: Some(dialect),
             tail: Tail::default(),
             moved: false,
+            still_since: Instant::now(),
             ping: None,
             next: Some(Ok(Bytes::from_static(PING))),
         }))
@@ -251,11 +255,22 @@ impl Relayed {
         if self.dialect.is_none() {
             return Poll::Pending;
         }
-        let ping = (self.ping).get_or_insert_with(|| Box::pin(sleep(PING_EVERY)));
+        if std::mem::take(&mut self.moved) {
+            self.still_since = Instant::now();
+        }
+        let due = self.still_since + PING_EVERY;
+        let ping = (self.ping).get_or_insert_with(|| Box::pin(sleep_until(due)));
         loop {
+            // Set before the last bytes came, it fires too early, which is once in a while and not for each of them.
             ready!(ping.as_mut().poll(cx));
-            ping.as_mut().reset(Instant::now() + PING_EVERY);
-            if !std::mem::take(&mut self.moved) && self.tail.ends_event() {
+            let now = Instant::now();
+            if now < self.still_since + PING_EVERY {
+                ping.as_mut().reset(self.still_since + PING_EVERY);
+                continue;
+            }
+            self.still_since = now;
+            ping.as_mut().reset(now + PING_EVERY);
+            if self.tail.ends_event() {
                 self.next = Some(Ok(Bytes::from_static(PING)));
                 return Poll::Ready(());
             }

@@ -10,7 +10,7 @@ use crate::auth::Denied;
 use crate::listen::CollectError;
 use crate::types::Millis;
 
-use super::{ATTEMPTS, GatewayBody};
+use super::GatewayBody;
 
 const BACKOFF_MS: HeaderName = HeaderName::from_static("x-backoff-ms");
 /// When to come back after a refusal whose end cannot be foreseen.
@@ -91,7 +91,7 @@ fn list(known: &[Arc<str>]) -> String {
 
 impl GatewayError {
     /// Every code of the table, for metrics.
-    pub(super) const CODES: [&str; 17] = [
+    pub(super) const CODES: [&str; 18] = [
         "invalid_json",
         "request_too_large",
         "incomplete_body",
@@ -109,6 +109,7 @@ impl GatewayError {
         "shutting_down",
         "upstream_failed",
         "drain_deadline",
+        "internal_error",
     ];
 
     /// Status, OpenAI's `type`, and our `code`.
@@ -211,8 +212,9 @@ impl GatewayError {
             headers.insert(header::RETRY_AFTER, ms.div_ceil(1_000).into());
             headers.insert(BACKOFF_MS, ms.into());
         }
-        if let Self::Upstream { attempts, .. } = self {
-            headers.insert(ATTEMPTS, (*attempts).into());
+        if status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, 15.5.2.
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Self::Method { allowed } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));

@@ -290,6 +290,9 @@ impl Exchange {
         };
         // When the last attempt failed; none when there is nothing to wait for.
         let mut failed: Option<Instant> = None;
+        // What an engine said, in case nobody says anything better; and attempts that found nobody where nobody else is.
+        let mut said = None;
+        let mut in_vain = 0;
         loop {
             record.asks();
             let mut permit = match self.gateway.admission.acquire(ask).await {
@@ -314,17 +317,25 @@ impl Exchange {
             }
             ask.turn = Some(permit.turn());
             ask.avoid = Some(permit.pool());
-            let (fault, so_far) = match self.attempt(permit, end, record, &mut ask).await {
+            let (mut fault, so_far) = match self.attempt(permit, end, record, &mut ask).await {
                 Attempt::Reply(reply) => return Ok(reply),
                 Attempt::Failed(failed) => return Err(failed),
                 Attempt::Fault(fault, record) => (fault, record),
             };
             record = so_far;
             self.log(&fault, &record);
-            let again = record.attempts < MAX_ATTEMPTS
-                && (fault.why.is_free() || self.gateway.admission.may_retry());
+            said = fault.answer.take().or(said);
+            let admission = &self.gateway.admission;
+            // It waits for a pool like everybody else who came, and is told so when the wait is over.
+            let waits = fault.why == Why::Connect && !admission.is_hopeful(self.model);
+            if waits {
+                in_vain += 1;
+            }
+            let again = waits
+                || record.attempts < MAX_ATTEMPTS + in_vain
+                    && (fault.why.is_free() || admission.may_retry());
             if !again {
-                return self.give_up(fault, record);
+                return give_up(said, fault.detail, record);
             }
             record.retried(fault.why.as_str());
             failed = (fault.why != Why::Raced).then(Instant::now);
@@ -339,24 +350,6 @@ impl Exchange {
         let (attempt, fault) = (record.attempts, &fault.detail);
         let id = record.called();
         info!(%id, %node_id, %pool_id, attempt, fault, "a pool could not serve a request");
-    }
-
-    /// The last attempt has failed: what the engine said is the answer, if it said anything.
-    fn give_up(&self, fault: Fault, record: Box<Record>) -> Result<Reply, Failed> {
-        match fault.answer {
-            Some((parts, bytes)) => Ok(Reply::Whole(Whole {
-                parts,
-                bytes,
-                record,
-            })),
-            None => {
-                let error = GatewayError::Upstream {
-                    detail: fault.detail,
-                    attempts: record.attempts,
-                };
-                Err(Failed { error, record })
-            }
-        }
     }
 
     async fn attempt(
@@ -538,6 +531,26 @@ fn blames_request(refusal: &[u8]) -> bool {
     ];
     serde_json::from_slice(refusal)
         .is_ok_and(|Refusal { error }| WORDS.iter().any(|words| error.message.starts_with(words)))
+}
+
+/// The last attempt has failed: what an engine said is the answer, if one said anything.
+fn give_up(
+    said: Option<(Parts, Bytes)>,
+    detail: String,
+    record: Box<Record>,
+) -> Result<Reply, Failed> {
+    match said {
+        Some((parts, bytes)) => Ok(Reply::Whole(Whole {
+            parts,
+            bytes,
+            record,
+        })),
+        None => {
+            let attempts = record.attempts;
+            let error = GatewayError::Upstream { detail, attempts };
+            Err(Failed { error, record })
+        }
+    }
 }
 
 /// What a missing answer says of its pool, and of the request.

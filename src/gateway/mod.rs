@@ -328,7 +328,11 @@ impl Failed {
     fn into_response(mut self) -> Response<GatewayBody> {
         let (status, _, code) = self.error.table();
         self.record.refused(status, code);
-        self.error.response()
+        let mut response = self.error.response();
+        if self.record.has_asked() {
+            mark(response.headers_mut(), &self.record);
+        }
+        response
     }
 }
 
@@ -366,14 +370,16 @@ fn respond(reply: Result<Reply, Failed>, dialect: Dialect) -> Response<GatewayBo
     }
 }
 
-/// Where an answer was made, and what it took.
+/// Where an answer was made, and what it took, as far as is known.
 fn mark(headers: &mut HeaderMap, record: &Record) {
     if let Some(outlet) = record.outlet() {
         headers.insert(NODE, outlet.node.clone());
         headers.insert(POOL, outlet.pool.clone());
     }
     headers.insert(QUEUE_MS, record.queue_ms().into());
-    headers.insert(ATTEMPTS, record.attempts.into());
+    if record.attempts > 0 {
+        headers.insert(ATTEMPTS, record.attempts.into());
+    }
 }
 
 /// A stream that has begun before anybody knows who will write it.

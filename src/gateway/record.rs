@@ -141,7 +141,14 @@ impl Record {
 
     /// How long it has waited for slots, in milliseconds.
     pub fn queue_ms(&self) -> u64 {
-        u64::try_from(self.queued.as_millis()).unwrap_or(u64::MAX)
+        // One that waits at this moment counts as well.
+        let waits = self.asked.map_or(Duration::ZERO, |asked| asked.elapsed());
+        u64::try_from((self.queued + waits).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether it ever asked for a slot.
+    pub fn has_asked(&self) -> bool {
+        self.attempts > 0 || self.asked.is_some()
     }
 
     /// Where it is or was last.
@@ -194,9 +201,9 @@ impl Drop for Record {
             book.unknown
                 .get_or_init(|| book.relayed.meter(UNKNOWN_MODEL))
         });
-        let has_asked = self.attempts > 0 || self.asked.is_some();
+        let has_asked = self.has_asked();
         // A wait that ended without a slot is one all the same.
-        self.queued += (self.asked).map_or(Duration::ZERO, |asked| asked.elapsed());
+        self.queued += (self.asked.take()).map_or(Duration::ZERO, |asked| asked.elapsed());
         let outcome = match (self.outcome, self.status) {
             (Some(code), _) => code,
             (None, Some(status)) if self.whole && status.as_u16() < 400 => "ok",
@@ -210,7 +217,7 @@ impl Drop for Record {
         if let Some(status) = self.status {
             meter.answered(status.as_u16());
         }
-        if self.outlet.is_some() {
+        if has_asked {
             meter.waited(self.queued);
         }
         if outcome == ENGINE_ERROR {

@@ -75,8 +75,10 @@ impl Course {
 
     /// Tells the meter, at the end. What a token after the first took is told of answers that are whole.
     pub fn tell(&self, meter: &Meter, is_whole: bool) {
-        let Some(first) = self.first else { return };
         let ended = Instant::now();
+        let Some(first) = self.first else {
+            return meter.ended(ended - self.begun, None);
+        };
         let after_first = (self.tokens.count())
             .and_then(|tokens| u32::try_from(tokens.checked_sub(1)?).ok())
             .filter(|_| is_whole);

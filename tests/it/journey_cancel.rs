@@ -55,7 +55,6 @@ fn journey_cancel_a_real_engines_slot_is_idle_at_once_wherever_in_its_stream_a_c
 }
 
 #[test]
-#[ignore = "until answers that are not streams are assembled here: the engine generates them to their end otherwise"]
 fn journey_cancel_a_real_engines_slot_is_idle_at_once_when_a_client_leaves_whose_answer_is_put_together()
  {
     const ROUNDS: u64 = 20;
