@@ -85,7 +85,7 @@ pub struct GatewayArgs {
     pub access_log: AccessLog,
 
     /// Which web pages may read answers under /v1, with a token where one is needed: `*` any, `localhost` those of this
-    /// machine, `none`, or origins such as https://chat.example with a comma between them
+    /// machine, `none`, or origins such as `https://chat.example` with a comma between them
     #[arg(
         long,
         value_name = "ORIGINS",
