@@ -9,48 +9,19 @@
 #   tests/openapi.sh                      the same requests every time, in less than a minute
 #   tests/openapi.sh --seed 7 -n 1000     others, and more of them
 #
-# Needs Rust, Python 3.10 with pip 22.3, or later, and, the first time, a package index. CARGO_TARGET_DIR is honoured.
+# Needs Rust, Python 3.11 with pip 22.3, or later, and, the first time, a package index. CARGO_TARGET_DIR is honoured.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-requirements=$root/tests/requirements.txt
-config=$root/tests/openapi.toml
-# Enough characters for orchd not to warn about it.
-token=openapi-openapi-openapi-openapi-
 
 if [[ ${1-} == -h || ${1-} == --help ]]; then
-    sed -n '2,/^set /{ /^#/!d; s/^# \{0,1\}//; p; }' "$root/tests/openapi.sh"
+    sed -n '2,/^set /{ /^#/!d; s/^# \{0,1\}//; p; }' "${BASH_SOURCE[0]}"
     exit 0
 fi
 
-say() { printf 'openapi.sh: %s\n' "$*" >&2; }
-
-mkdir -p "${CARGO_TARGET_DIR:-$root/target}"
-target=$(cd "${CARGO_TARGET_DIR:-$root/target}" && pwd)
-venv=$target/venv
-
-install() {
-    # One of two runs at once installs, the other waits. The stamp is put there last: finding it is enough to go on.
-    local hash stamp lock
-    hash=$(sha256sum "$requirements")
-    stamp=$venv/.installed-${hash:0:16}
-    if [[ -e $stamp ]]; then return; fi
-    exec {lock}>"$target/.venv-lock"
-    flock "$lock"
-    if [[ ! -e $stamp ]]; then
-        say "installing schemathesis (once)"
-        rm -rf "$venv"
-        # Without pip of its own: a Python that comes without ensurepip, as Debian's, can make such a one.
-        python3 -m venv --without-pip "$venv"
-        PIP_REQUIRE_VIRTUALENV=false python3 -m pip --python "$venv/bin/python" --quiet --disable-pip-version-check \
-            --no-input install --only-binary :all: --requirement "$requirements" >&2 || {
-            say "error: pip could not install what tests/requirements.txt names; what it said is above"
-            say "  hint: it takes pip 22.3 and Python 3.10, or later; a mirror is named in PIP_INDEX_URL"
-            exit 1
-        }
-        : >"$stamp"
-    fi
-    exec {lock}>&-
-}
+# shellcheck source=tests/venv.sh
+. "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+config=$root/tests/openapi.toml
+# Enough characters for orchd not to warn about it.
+token=openapi-openapi-openapi-openapi-
 
 install
 say "building orchd"

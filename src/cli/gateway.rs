@@ -5,7 +5,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::HOUR;
-use super::value::{Unit, Word, Words, duration};
+use super::value::{Unit, Word, Words, duration, text};
+use crate::types::CorsOrigins;
 
 /// What `--assemble` takes.
 const ASSEMBLE: &[Word<Assemble>] = &[
@@ -82,6 +83,17 @@ pub struct GatewayArgs {
         value_parser = Words(ACCESS_LOGS)
     )]
     pub access_log: AccessLog,
+
+    /// Which web pages may read answers under /v1, with a token where one is needed: `*` any, `localhost` those of this
+    /// machine, `none`, or origins such as `https://chat.example` with a comma between them
+    #[arg(
+        long,
+        value_name = "ORIGINS",
+        env = "ORCHD_CORS_ORIGINS",
+        default_value = "localhost",
+        value_parser = text::<CorsOrigins>()
+    )]
+    pub cors_origins: CorsOrigins,
 }
 
 /// When an engine that does not answer is given up.

@@ -75,7 +75,7 @@ pub struct ServeArgs {
     pub runtime: RuntimeArgs,
 
     /// Another name under which models can be asked for: a request for it goes to whichever of them has a free slot; repeatable.
-    /// In the file it is a table, [aliases]
+    /// In the file it is a table, `[aliases]`
     // The other name is that of the table.
     #[arg(
         long = "alias",

@@ -123,6 +123,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
                 AccessLog::On => gateway::AccessLog::On,
                 AccessLog::Sampled => gateway::AccessLog::Sampled,
             },
+            cors_origins: args.gateway.cors_origins,
         },
         aliases,
         shutdown_grace: args.shutdown_grace,

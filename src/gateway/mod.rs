@@ -7,6 +7,7 @@
 
 mod answer;
 mod assemble;
+mod cors;
 mod dialect;
 mod error;
 mod exchange;
@@ -29,12 +30,13 @@ use crate::listen;
 use crate::metrics::{Meter, Relayed};
 use crate::random;
 use crate::relay::{self, Outgoing};
-use crate::types::{LOCAL_NODE, UnixMs, listed_model_id};
+use crate::types::{CorsOrigins, LOCAL_NODE, UnixMs, listed_model_id};
 
 pub use answer::GatewayBody;
 pub use error::GatewayError;
 pub use record::AccessLog;
 
+use cors::Page;
 use dialect::Dialect;
 use exchange::{Exchange, Failed, Reply, Whole};
 use outlet::{Outlet, Outlets};
@@ -54,7 +56,7 @@ const ATTEMPTS: HeaderName = HeaderName::from_static("x-orchd-attempts");
 const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// What the gateway does with what it relays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Non-streaming answers of llama.cpp are made to stream, and put together here.
     pub assemble: bool,
@@ -64,6 +66,8 @@ pub struct Settings {
     pub hung_after: Duration,
     /// Which requests have a line in the log.
     pub access_log: AccessLog,
+    /// Which web pages may read answers.
+    pub cors_origins: CorsOrigins,
 }
 
 /// The gateway of one process, shared by its serving threads.
@@ -100,13 +104,14 @@ impl Gateway {
         relayed: Relayed,
     ) -> Arc<Self> {
         let prefix = format!("req-{}", random::name());
+        let book = Book::new(relayed, settings.access_log);
         Arc::new(Self {
             settings,
             admission,
             guard,
             keys,
             outlets: Outlets::default(),
-            book: Book::new(relayed, settings.access_log),
+            book,
             meters: RwLock::default(),
             prefix,
             requests: AtomicU64::new(0),
@@ -123,13 +128,25 @@ impl Gateway {
         let id = self.request_id(request.headers());
         let path = request.uri().path();
         let about_models = path == "/v1/models" || path.starts_with("/v1/models/");
-        let mut response = if about_models {
+        let page = Page::of(request.headers(), &self.settings.cors_origins);
+        let mut response = if request.method() == Method::OPTIONS {
+            let allow = if about_models {
+                "GET, HEAD, OPTIONS"
+            } else {
+                "POST, OPTIONS"
+            };
+            let answer = page.preflight(request.headers(), allow);
+            listen::discard(request.into_body()).await;
+            answer
+        } else if about_models {
             self.about_models(request).await
         } else {
             let record = Box::new(Record::new(&self.book, id.clone()));
             self.relay(request, record).await
         };
-        response.headers_mut().insert(REQUEST_ID, id);
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, id);
+        page.mark(headers);
         response
     }
 

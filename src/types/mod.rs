@@ -6,6 +6,7 @@
 
 mod alias;
 mod code;
+mod cors;
 mod engines;
 mod event;
 mod handoff;
@@ -21,6 +22,7 @@ mod wire;
 
 pub use alias::{Alias, AliasClash, AliasError, check_aliases};
 pub use code::{ErrorBody, ErrorCode};
+pub use cors::{CorsError, CorsOrigins};
 pub use engines::{EngineClash, name_engines};
 pub use event::{Event, EventKind, RESYNC};
 pub use handoff::{Handoff, HandoffError};

@@ -10,6 +10,7 @@ mod completions;
 mod config;
 mod config_aliases;
 mod config_command;
+mod cors;
 mod demo;
 mod durability;
 mod engine_states;
