@@ -145,11 +145,17 @@ pub async fn run(
         tls: secrets.acceptor(),
         max_connections: settings.max_connections,
     };
+    let scheme = entrance.scheme();
+    let report = Arc::clone(&inventory.borrow_and_update());
+    let mut node = Node::new(settings, (scheme, address), clock, report, shared);
+    // Whoever is let in finds the engines that are named: they are told at once, before any is read.
+    if let Ok(Some(event)) = tokio::time::timeout(FIRST_READINGS, events.recv()).await {
+        node.on_event(event);
+    }
     let workers = Workers::spawn("orchd-proxy", &listener, threads, &entrance, &proxy)
         .map_err(AgentError::System)?;
     drop(listener);
-    let scheme = entrance.scheme();
-    info!(version = VERSION, node_id = %settings.node_id, "listening on {scheme}://{address}");
+    info!(version = VERSION, node_id = %node.shared.node_id, "listening on {scheme}://{address}");
 
     let secrets = tokio::spawn(secrets.watch(hangup));
     service::ready();
@@ -157,8 +163,6 @@ pub async fn run(
     // It runs where the node's own life does: while that one is stuck, so is this.
     let watchdog = tokio::spawn(service::watchdog(async move || pulse.felt().await));
 
-    let report = Arc::clone(&inventory.borrow_and_update());
-    let mut node = Node::new(settings, (scheme, address), clock, report, shared);
     // So that the first heartbeat, which follows the registration at once, already tells what this node serves.
     let mut reported = false;
     let _ = tokio::time::timeout(FIRST_READINGS, async {

@@ -137,6 +137,8 @@ struct Seen {
     hung: Option<Mono>,
     /// It failed or refused and has served nothing since; the request that is to show whether it is back.
     trial: bool,
+    /// It refused a connection, and has served nothing since.
+    refuses: bool,
     probe: Option<u64>,
     /// Until when something may be quarantined there.
     quarantine: Mono,
@@ -217,6 +219,7 @@ impl World {
             back_by: self.now,
             hung: None,
             trial: false,
+            refuses: false,
             probe: None,
             quarantine: self.now,
         };
@@ -228,6 +231,7 @@ impl World {
         let seen = self.seen(ix);
         if spec.accepting && !seen.spec.accepting {
             (seen.trial, seen.probe, seen.hung) = (false, None, None);
+            seen.refuses = false;
         }
         seen.spec = spec;
     }
@@ -321,6 +325,7 @@ impl World {
         }
         let after = self.dispatch.counts(now, ix);
         if let Some(seen) = self.pools.get_mut(&ix) {
+            seen.refuses |= matches!(end, End::Unreachable);
             let left_out = after.ejected && !before.ejected || after.paused && !before.paused;
             if left_out {
                 (seen.trial, seen.probe) = (true, None);
@@ -393,6 +398,7 @@ impl World {
                     && seen.probe == Some(grant.pick)
                 {
                     (seen.trial, seen.probe) = (false, None);
+                    seen.refuses = false;
                 }
             }
             Step::Leave(nth) if !self.waiting.is_empty() => {
@@ -473,10 +479,10 @@ impl World {
                 Verdict::Granted(grant) => self.granted(turn, want, grant),
                 Verdict::QueueTimeout => assert!(turn.deadline <= self.now),
                 Verdict::NoReadyPool => {
-                    let hope = self.pools.iter().find(|(ix, seen)| {
+                    let hope = self.pools.iter().find(|(_, seen)| {
                         seen.spec.prospective
                             && seen.spec.models.contains(&want.model)
-                            && !self.dispatch.counts(self.now, **ix).ejected
+                            && !seen.refuses
                     });
                     assert!(hope.is_none(), "{hope:?} may serve soon");
                 }

@@ -78,8 +78,8 @@ impl Assembler {
 
     /// The answer's body, once the stream has ended.
     pub fn finish(self) -> Result<Bytes, AssembleError> {
-        // An engine that leaves out one of the two has said all the same that this is all.
-        if self.done || self.answer.is_finished() {
+        // An engine that tells no reason has said all the same that this is all.
+        if self.done && self.answer.size() > 0 {
             Ok(self.answer.into_body())
         } else {
             Err(AssembleError::Incomplete)

@@ -1208,6 +1208,20 @@ fn a_model_whose_only_engine_is_gone_is_waited_for_and_then_refused() {
     refusal(send(&orchd, &missing), 404, "model_not_found");
 }
 
+#[test]
+fn whoever_asks_for_a_model_whose_only_engine_refuses_waits_five_seconds_from_the_first_refusal() {
+    let (engine, orchd) = machine(1);
+    let began = Instant::now();
+    engine.kill();
+    let first = begin(&orchd, &embed("x"));
+    let second = begin(&orchd, &embed("x"));
+    for client in [first, second] {
+        refusal(client.answer().expect("an answer"), 503, "no_ready_pool");
+        let took = began.elapsed();
+        assert!((4_900..6_500).contains(&took.as_millis()), "{took:?}");
+    }
+}
+
 // Requests that take several slots.
 
 #[test]

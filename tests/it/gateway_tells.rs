@@ -189,7 +189,7 @@ fn metrics_show_who_waits_and_how_long_it_took() {
     wait_for(
         &orchd,
         &[
-            ("queue_seconds_count{model=\"m\"}", 2.0),
+            ("queue_seconds_count{model=\"m\"}", 3.0),
             ("waiting{model=\"m\"}", 0.0),
         ],
     );

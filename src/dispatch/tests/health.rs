@@ -33,6 +33,41 @@ fn an_ejected_pool_comes_back_by_one_request_that_succeeds() {
 }
 
 #[test]
+fn whoever_waits_for_a_pool_that_refuses_is_told_when_the_wait_is_over_however_often_it_was_tried()
+{
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 2));
+    let grant = b.granted(at(0));
+    b.dispatch.eject(at(0), pool, Failure::Refused);
+    b.dispatch.release(at(0), grant, false, Quarantine::No);
+    assert!(!b.dispatch.is_hopeful(b.model));
+    let (first, _) = b.ask(at(0));
+    // Trying it shows that nobody is there yet, and begins no new wait.
+    for ms in [1_000, 3_000] {
+        let out = b.expire(at(ms));
+        let [(ticket, probe)] = granted(&out)[..] else {
+            panic!("one alone goes first: {out:?}")
+        };
+        assert_eq!(ticket, first);
+        b.dispatch.eject(at(ms), pool, Failure::Refused);
+        b.dispatch.release(at(ms), probe, false, Quarantine::No);
+        let turn = Turn {
+            ticket: first,
+            arrived: at(0),
+            deadline: at(300_000),
+        };
+        let again = Want {
+            avoid: Some(pool),
+            ..want(b.model, 1, 0)
+        };
+        assert_eq!(b.dispatch.offer(at(ms), turn, again), Offer::Queued);
+        assert!(!b.dispatch.is_hopeful(b.model));
+    }
+    assert_eq!(b.expire(at(4_999)), vec![]);
+    assert_eq!(b.expire(at(5_000)), vec![(first, Verdict::NoReadyPool)]);
+}
+
+#[test]
 fn a_stream_from_before_an_ejection_does_not_keep_the_pool_shut() {
     let mut b = Bench::new();
     let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 4));

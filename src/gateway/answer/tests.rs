@@ -81,6 +81,7 @@ async fn bench() -> Bench {
         sse_commit: COMMIT,
         hung_after: Duration::from_hours(1),
         access_log: AccessLog::Off,
+        cors_origins: crate::types::CorsOrigins::Localhost,
     };
     let gateway = Gateway::new(
         UnixMs(0),

@@ -300,12 +300,6 @@ impl Answer {
         Ok(self.error.take())
     }
 
-    /// Whether the engine said why it ended.
-    pub fn is_finished(&self) -> bool {
-        let reason = self.choice.rest.value("finish_reason");
-        reason.is_some_and(|reason| reason != "null")
-    }
-
     /// The bytes it takes.
     pub fn size(&self) -> usize {
         let Choice {
