@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 
 use super::value::{Unit, address, duration, label_map};
 use super::{
-    DAY, EngineArg, EngineSpec, HungArgs, Label, ListenerArgs, MachineId, RuntimeArgs, UsageError,
-    name_engines,
+    DAY, EngineArg, EngineSpec, HungArgs, Label, ListenerArgs, MachineId, RuntimeArgs, StateArgs,
+    UsageError, name_engines,
 };
 use crate::types::{HttpUrl, NodeId};
 
@@ -84,9 +84,14 @@ pub struct HostArgs {
     #[arg(long, value_name = "NODE")]
     pub node_id: Option<NodeId>,
 
-    /// What tells this machine from another one that claims the same name [default: the system's machine id]
+    /// What tells this machine from another one that claims the same name [default: the system's machine id; one that
+    /// is made and kept in the state directory where the system has none, as in containers]
     #[arg(long, value_name = "ID")]
     pub machine_id: Option<MachineId>,
+
+    /// Where that one is kept.
+    #[command(flatten)]
+    pub state: StateArgs,
 
     /// Label of this node; repeatable
     #[arg(long = "label", value_name = "KEY=VALUE")]

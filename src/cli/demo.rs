@@ -12,6 +12,8 @@ use super::{SERVE_LISTENS, UsageError};
 /// `orchd demo`.
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = "\
+Ctrl-C (or SIGTERM) is how a demo ends: the exit status is 0 then.
+
 Examples:
   orchd demo
       Three nodes with built-in engines: nothing is needed for it

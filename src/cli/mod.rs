@@ -73,6 +73,15 @@ pub struct RuntimeArgs {
     pub runtime_dir: PathBuf,
 }
 
+/// Where is kept what a restart keeps.
+#[derive(Debug, Clone, Args)]
+pub struct StateArgs {
+    /// Directory for what must survive a restart: the nodes and what was asked of them (`serve --cloud`), the id of a
+    /// machine whose system has none (`agent`) [default: orchd in the user's state directory, as ~/.local/state/orchd]
+    #[arg(long, value_name = "DIR", env = "ORCHD_STATE_DIR", value_hint = clap::ValueHint::DirPath)]
+    pub state_dir: Option<PathBuf>,
+}
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(

@@ -1,7 +1,6 @@
 //! `orchd serve` on the command line.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,7 +10,7 @@ use super::gateway::{GatewayArgs, HungArgs};
 use super::value::{Unit, Words, address, cloud, count, duration, text};
 use super::{
     AliasArg, ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RuntimeArgs,
-    UsageError, name_engines, show_duration,
+    StateArgs, UsageError, name_engines, show_duration,
 };
 use crate::types::{self, Alias};
 
@@ -242,10 +241,9 @@ pub struct ServeArgs {
     )]
     pub shutdown_grace: Duration,
 
-    /// Directory for what must survive a restart [default: orchd in the user's state directory,
-    /// as ~/.local/state/orchd]
-    #[arg(long, value_name = "DIR", env = "ORCHD_STATE_DIR", value_hint = clap::ValueHint::DirPath)]
-    pub state_dir: Option<PathBuf>,
+    /// Where the registry is kept.
+    #[command(flatten)]
+    pub state: StateArgs,
 
     /// Who else is let in.
     #[command(flatten)]

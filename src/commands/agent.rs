@@ -3,8 +3,6 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
 use crate::agent::{self, AgentError, End};
 use crate::cli::{AgentArgs, ConnectArgs, HostArgs, TokenSource};
 use crate::client::Client;
@@ -13,6 +11,7 @@ use crate::types::NodeId;
 
 use super::door;
 use super::failure::{Exit, Failure};
+use super::machine;
 
 /// How long one call to a control plane may take (contract §4).
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,7 +27,12 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     let signals = door::signals(&runtime)?;
     door::raise_descriptor_limit();
     door::trust(connect.api.ca.as_deref())?;
-    let (node_id, machine_id) = identity(&args.host)?;
+    let host = sysinfo::System::host_name().ok();
+    let node_id = node_id(args.host.node_id.clone(), host.as_deref())?;
+    let machine_id = match args.host.machine_id.clone() {
+        Some(id) => id.0,
+        None => machine::of_agent(args.host.state.state_dir.clone(), host.as_deref()),
+    };
     let secrets = door::secrets(
         connect.api.tokens(),
         TokenSource::None,
@@ -80,16 +84,16 @@ pub fn run(args: AgentArgs, connect: ConnectArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The names of the node and of its machine.
+/// The names of the node and of its machine, if the latter need not be made first. Changes nothing.
 ///
 /// # Errors
 /// Nobody named the node, and the host's name will not do.
-pub(super) fn identity(args: &HostArgs) -> Result<(NodeId, String), Failure> {
+pub(super) fn identity(args: &HostArgs) -> Result<(NodeId, Option<String>), Failure> {
     let host = sysinfo::System::host_name().ok();
     let node_id = node_id(args.node_id.clone(), host.as_deref())?;
-    let machine_id = match &args.machine_id {
-        Some(id) => id.0.clone(),
-        None => machine_id(host.as_deref()),
+    let machine_id = match args.machine_id.clone() {
+        Some(id) => Some(id.0),
+        None => machine::known(args.state.state_dir.clone()).map(|machine| machine.id),
     };
     Ok((node_id, machine_id))
 }
@@ -98,11 +102,6 @@ pub(super) fn identity(args: &HostArgs) -> Result<(NodeId, String), Failure> {
 pub(super) fn default_node_id(args: &AgentArgs) -> Option<NodeId> {
     let host = sysinfo::System::host_name().ok();
     node_id(args.host.node_id.clone(), host.as_deref()).ok()
-}
-
-/// What tells this machine from others when nobody says otherwise.
-pub(super) fn default_machine_id() -> String {
-    machine_id(sysinfo::System::host_name().ok().as_deref())
 }
 
 fn node_id(given: Option<NodeId>, host: Option<&str>) -> Result<NodeId, Failure> {
@@ -114,26 +113,4 @@ fn node_id(given: Option<NodeId>, host: Option<&str>) -> Result<NodeId, Failure>
         let message = format!("the host name {host:?} cannot be the name of a node: it {e}");
         Failure::new(Exit::Usage, message).hint("name the node with --node-id")
     })
-}
-
-/// The system's machine id, hashed: it is not to be shown outside its machine (machine-id(5)). A system without one is
-/// told by its host name.
-fn machine_id(host: Option<&str>) -> String {
-    let read = |path| {
-        std::fs::read_to_string(path)
-            .ok()
-            .filter(|id: &String| !id.trim().is_empty())
-    };
-    let Some(id) = read("/etc/machine-id").or_else(|| read("/var/lib/dbus/machine-id")) else {
-        return host.unwrap_or("unknown").to_owned();
-    };
-    let digest = Sha256::new()
-        .chain_update(b"orchd")
-        .chain_update(id.trim().as_bytes())
-        .finalize();
-    digest
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }

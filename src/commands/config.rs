@@ -13,7 +13,7 @@ use crate::config::{self, Loaded, Origin, Setting, Value};
 
 use super::failure::Exit;
 use super::output::{self, Column, Tone};
-use super::{agent, door, logging, serve, unit};
+use super::{agent, door, logging, machine, serve, unit};
 
 const SERVE_UNIT: &str = include_str!("../assets/orchd-serve.service");
 const AGENT_UNIT: &str = include_str!("../assets/orchd-agent.service");
@@ -155,7 +155,7 @@ fn derive(setting: &mut Setting, cli: &Cli) {
             show_duration(args.effective_restart_grace()),
             "node_timeout, at least 30s",
         ),
-        (Command::Serve(_), "state_dir") => match serve::default_state_dir() {
+        (Command::Serve(_) | Command::Agent(_), "state_dir") => match serve::default_state_dir() {
             Some(dir) => (dir.display().to_string(), "the user's state directory"),
             None => return,
         },
@@ -163,8 +163,12 @@ fn derive(setting: &mut Setting, cli: &Cli) {
             Some(node_id) => (node_id.to_string(), "the host name"),
             None => return,
         },
-        (Command::Agent(_), "machine_id") => {
-            (agent::default_machine_id(), "the system's machine id")
+        (Command::Agent(args), "machine_id") => {
+            match machine::known(args.host.state.state_dir.clone()) {
+                Some(machine) => (machine.id, machine.from),
+                // It is made at the first start.
+                None => return,
+            }
         }
         (_, "max_connections") => match listener(cli) {
             Some(listener) => (

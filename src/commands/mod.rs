@@ -13,6 +13,7 @@ mod events;
 pub mod failure;
 pub mod generate;
 mod logging;
+mod machine;
 pub mod models;
 pub mod nodes;
 pub mod output;

@@ -1,9 +1,10 @@
 //! `orchd models list`: what can be asked for, in both profiles.
 //!
 //! `GET /v1/models` says which names there are, what each stands for and what state it is in to a request; `GET /v2/pools`
-//! says where its slots are and how many are taken, which the former does not count for every client that looks. Both
-//! take an operator's token. Invariant: the table is a pure function of the answers and the width. Called by
-//! `commands::run`, and by tests that hold the table against golden copies.
+//! says where its slots are and how many are taken, which the former does not count for every client that looks. The
+//! former takes a client's token, the latter an operator's: who has the former alone sees what clients may see. Invariant:
+//! the table is a pure function of the answers and the width. Called by `commands::run`, and by tests that hold the table
+//! against golden copies.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ use super::output::{self, Cells, Column, Tone};
 use super::pools::{Layout, lines};
 use super::words::{NOTHING, or_nothing};
 use crate::cli::{ModelsCommand, ModelsListArgs, OutputFormat};
-use crate::client::{Client, ModelList, ModelMeta};
+use crate::client::{Client, ClientError, ModelList, ModelMeta};
 use crate::types::PoolView;
 
 /// The columns. `wide` adds those after [`NARROW`].
@@ -32,23 +33,24 @@ const COLUMNS: [Column; 9] = [
 ];
 const NARROW: usize = 7;
 
-/// A model as `orchd models list` shows it: what is known of it, and what of it takes requests now.
+/// A model as `orchd models list` shows it: what is known of it, and what of it takes requests now, as far as the token
+/// may know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ModelRow {
     /// Its id.
     pub model_id: String,
     /// Nodes with a pool that takes requests.
-    pub nodes: Vec<String>,
+    pub nodes: Option<Vec<String>>,
     /// How many.
-    pub total_nodes: usize,
+    pub total_nodes: Option<usize>,
     /// Slots of those pools.
     pub total_capacity: u64,
     /// Those of them that are not taken.
-    pub slots_free: u64,
+    pub slots_free: Option<u64>,
     /// How many pools take requests.
-    pub pools_ready: usize,
+    pub pools_ready: Option<usize>,
     /// How many there are in all.
-    pub pools: usize,
+    pub pools: Option<usize>,
     /// What is known over all its pools.
     pub meta: ModelMeta,
 }
@@ -68,11 +70,11 @@ pub(super) async fn models(command: ModelsCommand, client: Client) -> anyhow::Re
         OutputFormat::Name => lines(known.data.into_iter().map(|model| model.id)),
         OutputFormat::Table | OutputFormat::Wide if empty => String::new(),
         OutputFormat::Table | OutputFormat::Wide => {
-            let models = joined(known, &client.pools().await?.pools);
+            let models = shown(known, &client).await?;
             model_table(&models, Layout::of(output, no_headers))
         }
         OutputFormat::Json | OutputFormat::Yaml => {
-            let models = joined(known, &client.pools().await?.pools);
+            let models = shown(known, &client).await?;
             let count = models.len();
             let list = Models { models, count };
             if output == OutputFormat::Json {
@@ -88,6 +90,38 @@ pub(super) async fn models(command: ModelsCommand, client: Client) -> anyhow::Re
         output::hint("`orchd pools list` shows the engines and what they are doing");
     }
     Ok(Exit::Done.into())
+}
+
+/// Every model, with what the token may know of it.
+async fn shown(known: ModelList, client: &Client) -> Result<Vec<ModelRow>, ClientError> {
+    match client.pools().await {
+        Ok(list) => Ok(joined(known, &list.pools)),
+        Err(ClientError::Unauthorized { status: 403, .. }) => {
+            output::note(
+                "this token is a client's: where models are, and how many slots are taken, is for operators",
+            );
+            Ok(apart(known))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Every model, for who may not know its pools.
+#[must_use]
+pub fn apart(known: ModelList) -> Vec<ModelRow> {
+    let models = known.data.into_iter();
+    models
+        .map(|model| ModelRow {
+            model_id: model.id,
+            nodes: None,
+            total_nodes: None,
+            total_capacity: model.meta.slots.unwrap_or_default(),
+            slots_free: None,
+            pools_ready: None,
+            pools: None,
+            meta: model.meta,
+        })
+        .collect()
 }
 
 /// Every model, in the order in which they are known, with what its pools are doing. A pool that came or went between the
@@ -117,12 +151,12 @@ pub fn joined(known: ModelList, pools: &[PoolView]) -> Vec<ModelRow> {
         nodes.dedup();
         ModelRow {
             model_id: id,
-            total_nodes: nodes.len(),
-            nodes,
+            total_nodes: Some(nodes.len()),
+            nodes: Some(nodes),
             total_capacity: ready.iter().map(|pool| u64::from(pool.slots_total)).sum(),
-            slots_free: ready.iter().map(|pool| u64::from(pool.slots_free)).sum(),
-            pools_ready: ready.len(),
-            pools: its.len(),
+            slots_free: Some(ready.iter().map(|pool| u64::from(pool.slots_free)).sum()),
+            pools_ready: Some(ready.len()),
+            pools: Some(its.len()),
             meta,
         }
     };
@@ -138,13 +172,26 @@ pub fn model_table(models: &[ModelRow], layout: Layout) -> String {
 
 fn cells(row: &ModelRow) -> Cells {
     let plain = |text: String| (text, Tone::Plain);
+    let number = |count: Option<usize>| count.map_or(NOTHING.to_owned(), |it| it.to_string());
     let state = row.meta.state.as_deref().unwrap_or(NOTHING);
     let tone = match state {
         "misconfigured" | "unreachable" | "absent" => Tone::Bad,
-        _ if row.pools_ready == 0 => Tone::Warn,
+        _ if row
+            .pools_ready
+            .map_or(row.total_capacity == 0, |ready| ready == 0) =>
+        {
+            Tone::Warn
+        }
         _ => Tone::Good,
     };
-    let taken = row.total_capacity.saturating_sub(row.slots_free);
+    let taken = row.slots_free.map_or(NOTHING.to_owned(), |free| {
+        row.total_capacity.saturating_sub(free).to_string()
+    });
+    let pools = match (row.pools_ready, row.pools) {
+        (Some(ready), Some(all)) => format!("{ready}/{all}"),
+        _ => NOTHING.to_owned(),
+    };
+    let nodes = row.nodes.as_ref().map_or(String::new(), |it| it.join(","));
     let context = match (row.meta.n_ctx, row.meta.n_ctx_max) {
         (Some(least), Some(most)) if least != most => format!("{least}-{most}"),
         (Some(one), _) | (None, Some(one)) => one.to_string(),
@@ -159,12 +206,12 @@ fn cells(row: &ModelRow) -> Cells {
         plain(row.model_id.clone()),
         (state.to_owned(), tone),
         plain(format!("{taken}/{}", row.total_capacity)),
-        plain(row.total_nodes.to_string()),
-        plain(format!("{}/{}", row.pools_ready, row.pools)),
+        plain(number(row.total_nodes)),
+        plain(pools),
         plain(context),
         plain(aliases),
         plain(engines(&row.meta)),
-        plain(or_nothing(row.nodes.join(","))),
+        plain(or_nothing(nodes)),
     ]
 }
 

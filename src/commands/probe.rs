@@ -48,8 +48,8 @@ const POOLS: [Column; 8] = [
 pub struct Probed {
     /// The node's name in the fleet.
     pub node_id: NodeId,
-    /// What tells this machine from others.
-    pub machine_id: String,
+    /// What tells this machine from others; none where an agent makes and keeps one at its first start.
+    pub machine_id: Option<String>,
     /// For people and selectors.
     pub labels: BTreeMap<String, String>,
     /// The GPUs, the processors and the memory, and how they are.
@@ -140,7 +140,7 @@ pub fn run(args: ProbeArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
 impl Probed {
     fn new(
         node_id: NodeId,
-        machine_id: String,
+        machine_id: Option<String>,
         labels: BTreeMap<String, String>,
         report: Report,
         found: Found,
@@ -190,7 +190,11 @@ pub fn describe(probed: &Probed, width: Option<u16>, color: bool) -> String {
         let _ = writeln!(text, "{}", output::wrapped(&first, &rest, &value, width));
     };
     line("Node:", probed.node_id.as_str());
-    line("Machine:", &probed.machine_id);
+    let machine = probed.machine_id.as_deref();
+    line(
+        "Machine:",
+        machine.unwrap_or("this system has no id; an agent makes one and keeps it"),
+    );
     let labels = probed
         .labels
         .iter()

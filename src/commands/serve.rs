@@ -83,7 +83,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
         HOME_SAMPLE_TTL_MS
     };
     let setup = if args.cloud {
-        let state_dir = match args.state_dir {
+        let state_dir = match args.state.state_dir {
             Some(dir) => dir,
             None => default_state_dir().context("this user has no home directory to keep the state in; name a directory with --state-dir")?,
         };

@@ -35,7 +35,7 @@ use tracing::{info, warn};
 use crate::tls::Acceptor;
 
 pub use collect::{CollectError, collect, discard};
-use places::Places;
+use places::{House, Places};
 
 /// Connections that may wait to be taken in: a whole fleet comes back within one moment after a restart, and whoever finds
 /// no place waits a second before it tries again. The system has its own limit (`net.core.somaxconn`, 4096).
@@ -168,6 +168,7 @@ impl Workers {
         let (stop, stopped) = watch::channel(None);
         let before = watch::Sender::new(());
         let threads = threads.max(1);
+        let house = House::new(settings.max_connections);
         let mut workers = Self {
             stop,
             threads: Vec::with_capacity(threads),
@@ -184,8 +185,7 @@ impl Workers {
                 stopped: stopped.clone(),
                 asked,
                 tls: settings.tls.clone(),
-                limit: settings.max_connections.div_ceil(threads).max(1),
-                places: Places::default(),
+                places: Places::new(house.clone()),
                 connections: JoinSet::new(),
                 before: Before {
                     here: None,
@@ -256,8 +256,6 @@ struct Thread<H> {
     stopped: watch::Receiver<Option<Duration>>,
     asked: mpsc::UnboundedReceiver<oneshot::Sender<()>>,
     tls: Option<Acceptor>,
-    /// Connections it may have.
-    limit: usize,
     places: Places,
     connections: JoinSet<()>,
     before: Before,
@@ -342,16 +340,16 @@ impl<H: Handler> Thread<H> {
         let mut refused = false;
         // Full of connections that work, or waiting for those that were asked to leave: others wait in the backlog, or
         // are taken by another thread.
-        let mut full = !self.places.make_room(self.limit);
+        let mut full = !self.places.make_room();
         let mut crowd = Crowd::default();
         loop {
-            crowd.look(full, self.limit);
+            crowd.look(full, self.places.limit());
             tokio::select! {
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, _)) => {
                         refused = false;
                         self.take(stream);
-                        full = !self.places.make_room(self.limit);
+                        full = !self.places.make_room();
                     }
                     Err(e) => {
                         // While it lasts it is the same story.
@@ -366,9 +364,9 @@ impl<H: Handler> Thread<H> {
                     let id = ended.map_or_else(|failed| failed.id(), |(id, ())| id);
                     self.places.remove(id);
                     self.before.ended(id);
-                    full = full && !self.places.make_room(self.limit);
+                    full = full && !self.places.make_room();
                 }
-                () = tokio::time::sleep(FULL_PAUSE), if full => full = !self.places.make_room(self.limit),
+                () = tokio::time::sleep(FULL_PAUSE), if full => full = !self.places.make_room(),
                 Some(answer) = self.asked.recv() => drop(answer.send(())),
                 there = until.as_mut() => return there,
             }
@@ -411,20 +409,23 @@ async fn stop_asked(stopped: &mut watch::Receiver<Option<Duration>>) -> Duration
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     use http_body_util::Full;
 
     use super::*;
 
-    /// Answers once it is told to, and keeps its thread from everything else until then.
+    /// Answers once it is told to, and keeps its thread from everything else until then; `/health` at once.
     #[derive(Clone)]
     struct Stuck(Arc<std::sync::Mutex<std::sync::mpsc::Receiver<()>>>);
 
     impl Handler for Stuck {
         type Body = Full<Bytes>;
 
-        async fn handle(&self, _: Request<Incoming>) -> Response<Full<Bytes>> {
+        async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+            if request.uri().path() == "/health" {
+                return Response::default();
+            }
             let told = self.0.lock().map(|told| told.recv());
             Response::new(Full::from(format!("{told:?}")))
         }
@@ -434,26 +435,20 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_thread_that_is_stuck_has_no_pulse_and_one_that_has_stopped_needs_none() {
-        let (tell, told) = std::sync::mpsc::channel();
+    /// Two threads that answer so.
+    fn two_threads(handler: &Stuck, max_connections: usize) -> (Workers, SocketAddr) {
         let listener = bind(([127, 0, 0, 1], 0).into()).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let settings = Settings {
             tls: None,
-            max_connections: 4,
+            max_connections,
         };
-        let handler = Stuck(Arc::new(std::sync::Mutex::new(told)));
-        let workers = Workers::spawn("test", &listener, 2, &settings, &handler).expect("threads");
-        drop(listener);
-        let pulse = workers.pulse();
-        assert!(pulse.felt().await);
+        let workers = Workers::spawn("test", &listener, 2, &settings, handler).expect("threads");
+        (workers, address)
+    }
 
-        let mut stream = std::net::TcpStream::connect(address).expect("a connection");
-        stream
-            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-            .expect("it is sent");
-        // Until the request is there, its thread still answers.
+    /// Waits until a thread does not answer any more.
+    async fn one_is_stuck(pulse: &Pulse) {
         let stuck = async {
             while tokio::time::timeout(Duration::from_millis(100), pulse.felt())
                 .await
@@ -462,6 +457,57 @@ mod tests {
         };
         let stuck = tokio::time::timeout(Duration::from_secs(10), stuck).await;
         assert_eq!(stuck, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn nobody_gives_way_below_the_limit_however_few_threads_take_them_in() {
+        const MANY: usize = 60;
+        let (tell, told) = std::sync::mpsc::channel();
+        let handler = Stuck(Arc::new(std::sync::Mutex::new(told)));
+        let (workers, address) = two_threads(&handler, MANY + 4);
+        let connect = || {
+            let stream = std::net::TcpStream::connect(address).expect("a connection");
+            let limit = Some(Duration::from_secs(10));
+            stream.set_read_timeout(limit).expect("a socket has one");
+            stream
+        };
+        let ask = |stream: &mut std::net::TcpStream, path: &str| {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+            stream.write_all(request.as_bytes())
+        };
+        let mut answer = [0; 12];
+        // One thread is busy with this, and all others are the other one's.
+        let mut stuck = connect();
+        ask(&mut stuck, "/").expect("it is sent");
+        one_is_stuck(&workers.pulse()).await;
+        let mut crowd: Vec<_> = (0..MANY).map(|_| connect()).collect();
+        // They are taken in in turn: with the last one, all are.
+        for stream in crowd.iter_mut().rev() {
+            ask(stream, "/health").expect("it is sent");
+            stream.read_exact(&mut answer).expect("an answer");
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+        tell.send(()).expect("it waits");
+        stuck.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        drop((crowd, stuck));
+        workers.stop(Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_is_stuck_has_no_pulse_and_one_that_has_stopped_needs_none() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let handler = Stuck(Arc::new(std::sync::Mutex::new(told)));
+        let (workers, address) = two_threads(&handler, 4);
+        let pulse = workers.pulse();
+        assert!(pulse.felt().await);
+
+        let mut stream = std::net::TcpStream::connect(address).expect("a connection");
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .expect("it is sent");
+        // Until the request is there, its thread still answers.
+        one_is_stuck(&pulse).await;
         tell.send(()).expect("it waits");
         assert!(pulse.felt().await);
 

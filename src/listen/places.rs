@@ -1,23 +1,38 @@
 //! The connections of one serving thread, and which of them may be closed to make room.
 //!
-//! Invariants: only a connection on which no request is in hand is asked to leave, the longest idle first; nothing is
-//! counted twice, and nothing is locked.
+//! The limit is one for all threads: which of them takes a connection in is chance, and nobody is to give way to that. Who
+//! gives way is each thread's own affair; one that has nobody takes no more in until another, which does, has made room.
+//! Invariants: only a connection on which no request is in hand is asked to leave, the longest idle of its thread first;
+//! nothing is counted twice, and nothing is locked.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 use tokio::task::Id;
 
-/// Connections of one thread.
+/// How many connections there may be over all threads, and are. Cloned into every thread.
+#[derive(Debug, Clone)]
+pub(super) struct House {
+    limit: usize,
+    count: Arc<Count>,
+}
+
 #[derive(Debug, Default)]
+struct Count {
+    all: AtomicUsize,
+    /// Those that have not been asked to leave.
+    staying: AtomicUsize,
+}
+
+/// Connections of one thread.
+#[derive(Debug)]
 pub(super) struct Places {
+    house: House,
     all: HashMap<Id, Arc<Place>>,
     /// The one that came last: it is given the time to say what it wants.
     newest: Option<Id>,
-    /// How many of them have been asked to leave.
-    leaving: usize,
     /// Counts the moments at which connections became idle: their order is all that matters.
     moments: Arc<AtomicU64>,
 }
@@ -37,7 +52,61 @@ pub(super) struct Place {
     leave: Notify,
 }
 
+impl House {
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit: limit.max(1),
+            count: Arc::default(),
+        }
+    }
+
+    fn enter(&self) {
+        self.count.all.fetch_add(1, Ordering::Relaxed);
+        self.count.staying.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Claims that somebody has to give way. Of threads that look at the same moment, each claims another one.
+    fn claim(&self) -> bool {
+        let fewer = |staying| (staying > self.limit).then(|| staying - 1);
+        let staying = &self.count.staying;
+        staying
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer)
+            .is_ok()
+    }
+
+    /// Nobody here can.
+    fn disclaim(&self) {
+        self.count.staying.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn left(&self, place: &Place) {
+        self.count.all.fetch_sub(1, Ordering::Relaxed);
+        if !place.asked.load(Ordering::Relaxed) {
+            self.count.staying.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether another one can be taken in: those who are on their way out are not without number.
+    fn has_room(&self) -> bool {
+        self.count.all.load(Ordering::Relaxed) <= self.limit + (self.limit / 8).max(1)
+    }
+}
+
 impl Places {
+    pub fn new(house: House) -> Self {
+        Self {
+            house,
+            all: HashMap::new(),
+            newest: None,
+            moments: Arc::default(),
+        }
+    }
+
+    /// How many connections there may be, over all threads.
+    pub fn limit(&self) -> usize {
+        self.house.limit
+    }
+
     /// A new connection, which is idle until its first request is there.
     pub fn take(&self) -> Arc<Place> {
         let place = Place {
@@ -53,14 +122,14 @@ impl Places {
     }
 
     pub fn add(&mut self, id: Id, place: Arc<Place>) {
+        self.house.enter();
         self.all.insert(id, place);
         self.newest = Some(id);
     }
 
     pub fn remove(&mut self, id: Id) {
-        let gone = self.all.remove(&id);
-        if gone.is_some_and(|place| place.asked.load(Ordering::Relaxed)) {
-            self.leaving -= 1;
+        if let Some(place) = self.all.remove(&id) {
+            self.house.left(&place);
         }
     }
 
@@ -69,15 +138,17 @@ impl Places {
         self.all.keys().copied().collect()
     }
 
-    /// Asks so many connections to leave that `limit` stay, those that are idle for the longest time first. False when
-    /// nobody else can be taken in all the same: everybody works, or too many are still on their way out.
-    pub fn make_room(&mut self, limit: usize) -> bool {
-        while self.all.len() - self.leaving > limit {
+    /// Asks so many connections to leave that as many stay as there may be, those that are idle for the longest time
+    /// first. False when nobody else can be taken in here all the same: everybody here works, or too many are still on
+    /// their way out.
+    pub fn make_room(&mut self) -> bool {
+        while self.house.claim() {
             if !self.ask_one_to_leave() {
+                self.house.disclaim();
                 return false;
             }
         }
-        self.all.len() <= limit + (limit / 8).max(1)
+        self.house.has_room()
     }
 
     fn ask_one_to_leave(&mut self) -> bool {
@@ -93,8 +164,14 @@ impl Places {
         let Some(place) = idle else { return false };
         place.asked.store(true, Ordering::Relaxed);
         place.leave.notify_one();
-        self.leaving += 1;
         true
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        // A thread that ends leaves its places to the others.
+        self.all.values().for_each(|place| self.house.left(place));
     }
 }
 
@@ -144,8 +221,8 @@ mod tests {
     type Crowd = (Places, Vec<(Id, Arc<Place>)>, tokio::task::JoinSet<()>);
 
     /// So many connections, each of a task that never ends.
-    fn crowd(count: usize) -> Crowd {
-        let mut places = Places::default();
+    fn crowd(house: &House, count: usize) -> Crowd {
+        let mut places = Places::new(house.clone());
         let mut tasks = tokio::task::JoinSet::new();
         let all = (0..count)
             .map(|_| {
@@ -164,37 +241,86 @@ mod tests {
             .collect()
     }
 
+    /// The same house with another limit.
+    fn allow(house: &House, limit: usize) -> House {
+        House {
+            limit,
+            ..house.clone()
+        }
+    }
+
     #[tokio::test]
     async fn the_longest_idle_leaves_first_and_nobody_with_a_request() {
-        let (mut places, all, _tasks) = crowd(4);
+        let house = House::new(4);
+        let (mut places, all, _tasks) = crowd(&house, 4);
         // The first has had a request since, the second has one: the third is idle for the longest time.
         drop(all[0].1.work());
         let in_hand = all[1].1.work();
-        assert!(places.make_room(4));
+        assert!(places.make_room());
         assert_eq!(asked(&all), [false; 4]);
-        assert!(places.make_room(3));
+        places.house = allow(&house, 3);
+        assert!(places.make_room());
         assert_eq!(asked(&all), [false, false, true, false]);
         all[2].1.asked_to_leave().await;
         // Too many are on their way out, until one has gone.
-        assert!(!places.make_room(2));
+        places.house = allow(&house, 2);
+        assert!(!places.make_room());
         assert_eq!(asked(&all), [true, false, true, false]);
         places.remove(all[2].0);
-        assert!(places.make_room(2));
+        assert!(places.make_room());
         // What is left works, or has just come.
-        assert!(!places.make_room(1));
+        places.house = allow(&house, 1);
+        assert!(!places.make_room());
         drop(in_hand);
         places.remove(all[0].0);
-        assert!(places.make_room(1));
+        assert!(places.make_room());
         assert!(asked(&all)[1]);
     }
 
     #[tokio::test]
     async fn whoever_came_last_is_not_sent_away_before_it_could_ask() {
-        let (mut places, all, _tasks) = crowd(2);
+        let (mut places, all, _tasks) = crowd(&House::new(1), 2);
         let _in_hand = all[0].1.work();
-        assert!(!places.make_room(1));
+        assert!(!places.make_room());
         drop(all[1].1.work());
-        assert!(places.make_room(1));
+        assert!(places.make_room());
         assert_eq!(asked(&all), [false, true]);
+    }
+
+    #[tokio::test]
+    async fn the_limit_is_one_for_all_threads_however_they_share_the_connections() {
+        let house = House::new(10);
+        let (mut many, crowded, _tasks) = crowd(&house, 9);
+        let (mut few, others, _tasks) = crowd(&house, 1);
+        assert!(many.make_room() && few.make_room());
+        assert_eq!(asked(&crowded), [false; 9]);
+        // One too many, where nobody can give way: no more come in there, until the other thread has made room.
+        let _in_hand = others[0].1.work();
+        let (mut third, newest, _tasks) = crowd(&house, 1);
+        assert!(!few.make_room() && !third.make_room());
+        assert!(many.make_room());
+        assert_eq!(asked(&crowded).iter().filter(|asked| **asked).count(), 1);
+        assert!(asked(&crowded)[0], "the longest idle");
+        assert!(few.make_room() && third.make_room());
+        assert_eq!((asked(&others), asked(&newest)), (vec![false], vec![false]));
+        // A thread that ends leaves its places, whoever was on the way out.
+        drop(many);
+        let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        assert_eq!(count(&house.count.all), 2);
+        assert_eq!(count(&house.count.staying), 2);
+    }
+
+    #[tokio::test]
+    async fn who_never_says_anything_gives_way_to_whoever_comes() {
+        let house = House::new(4);
+        let (mut places, all, mut tasks) = crowd(&house, 4);
+        for silent in &all {
+            let place = places.take();
+            let id = tasks.spawn(std::future::pending::<()>()).id();
+            places.add(id, Arc::clone(&place));
+            assert!(places.make_room());
+            assert!(silent.1.asked.load(Ordering::Relaxed));
+            places.remove(silent.0);
+        }
     }
 }

@@ -245,6 +245,29 @@ fn the_agents_table_is_the_agents_and_the_top_level_listen_is_serves() {
 }
 
 #[test]
+fn an_agent_is_told_where_to_keep_what_survives_a_restart() {
+    let files = Files::new();
+    let file = files.write("c.toml", "state_dir = '/file'\n");
+    let told = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let config = ["agent", "--config", text(&file)];
+        let (agent, warnings) = show(&[&config, arguments].concat(), variables);
+        assert_eq!(warnings, "");
+        agent["state_dir"].clone()
+    };
+    let here = format!("{}:1", file.display());
+    assert_eq!(told(&[], &[]), json!(["/file", "file", here]));
+    let variable = ("ORCHD_STATE_DIR", "/variable");
+    assert_eq!(told(&[], &[variable])[0], "/variable");
+    let flag = ["--", "--state-dir", "/flag"];
+    assert_eq!(told(&flag, &[variable])[0], "/flag");
+    let (agent, _) = show(&["agent"], &[("XDG_STATE_HOME", "/var/lib/x")]);
+    assert_eq!(
+        agent["state_dir"],
+        json!(["/var/lib/x/orchd", "derived", "the user's state directory"])
+    );
+}
+
+#[test]
 fn an_agent_is_told_how_long_an_engine_may_hang() {
     let files = Files::new();
     let file = files.write("c.toml", "hung_after = '90s'\n");

@@ -333,12 +333,22 @@ fn units_stop_later_than_the_shutdown_grace_and_are_hardened() {
     for verb in ["serve", "agent"] {
         let ran = run_with(&["config", "unit", verb], &[]);
         assert_eq!((ran.exit, ran.stderr.as_str()), (Some(0), ""));
+        // The state directory is the service's own, and `orchd` in it is where the state lies.
+        let (state_directory, state_home) = match verb {
+            "serve" => ("StateDirectory=orchd", "Environment=XDG_STATE_HOME=%S"),
+            _ => (
+                "StateDirectory=orchd-agent",
+                "Environment=XDG_STATE_HOME=%S/orchd-agent",
+            ),
+        };
         for line in [
             "Type=notify",
             "ExecReload=/bin/kill -HUP $MAINPID",
             "EnvironmentFile=-/etc/orchd/env",
             "TimeoutStopSec=45",
             "ProtectSystem=strict",
+            state_directory,
+            state_home,
             "NoNewPrivileges=yes",
             // The file of tests' environment.
             &format!("ExecStart=/usr/local/bin/orchd {verb} --config /dev/null"),

@@ -305,7 +305,11 @@ fn an_interrupt_ends_all_of_it_and_nothing_is_left() {
     let _stream = demo.chat(1_000);
     let begun = Instant::now();
     demo.signal(Signal::SIGINT);
+    // Its proper end, as that of `serve` and `agent`: nothing that somebody asked for was interrupted. The help says so.
     assert_eq!(demo.wait(), Some(0));
+    let help = orchd(&["demo", "--help"]).output().expect("orchd runs");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.contains("the exit status is 0 then"), "{help}");
     eprintln!(
         "the demo with a chat in hand ended after {:?}",
         begun.elapsed()

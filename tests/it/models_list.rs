@@ -153,6 +153,54 @@ fn models_list_prints_names_and_json_and_says_when_there_are_none() {
 }
 
 #[test]
+fn a_client_sees_its_models_and_not_where_they_are() {
+    let refused = json!({"error": "this takes an operator's token", "message": "this takes an operator's token",
+        "code": "FORBIDDEN", "retryable": false});
+    let fake = Fake::start([
+        step(MODELS, 200, &known()),
+        step(POOLS, 403, &refused),
+        step(MODELS, 200, &known()),
+        step(POOLS, 403, &refused),
+        step(MODELS, 200, &known()),
+        step(POOLS, 401, &refused),
+    ]);
+    let ran = fake.run(&["models", "list"]);
+    assert_eq!(
+        (ran.exit, format!("\n{}", ran.stdout).as_str()),
+        (
+            Some(0),
+            "
+MODEL                                           STATE        SLOTS  NODES  POOLS        CTX  ALIASES
+Qwen/Qwen3-235B-A22B-Instruct-2507-GGUF:Q4_K_M  draining       -/0      -      -     131072  -
+gpt-4o-mini                                     ready         -/16      -      -  4096-8192  ->qwen3-8b,llama-3
+old                                             unreachable    -/0      -      -          -  -
+qwen3-8b                                        ready         -/16      -      -  4096-8192  gpt-4o-mini
+モデル                                          sleeping       -/4      -      -       2048  -
+ghost                                           absent         -/0      -      -          -  ->nothing
+"
+        )
+    );
+    assert_eq!(
+        ran.stderr,
+        "this token is a client's: where models are, and how many slots are taken, is for operators\n"
+    );
+    let ran = fake.run(&["models", "list", "-o", "json"]);
+    let seen: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let alias = &seen["models"][1];
+    assert_eq!(
+        [
+            &alias["total_capacity"],
+            &alias["slots_free"],
+            &alias["nodes"]
+        ],
+        [&json!(16), &Value::Null, &Value::Null]
+    );
+    // A token that is wrong altogether is another matter.
+    assert_eq!(fake.run(&["models", "list"]).exit, Some(7));
+    fake.asked();
+}
+
+#[test]
 fn models_list_tells_a_refusal_in_the_gateways_form_as_other_verbs_tell_theirs() {
     let message = "this takes a token: send `Authorization: Bearer TOKEN`, or `x-api-key: TOKEN`";
     let error = json!({"error": {"message": message, "type": "authentication_error", "param": null, "code": "unauthorized"}});

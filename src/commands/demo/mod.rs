@@ -1,8 +1,8 @@
 //! `orchd demo`: a fleet on this machine, what to try with it, and what happens to it.
 //!
 //! Invariants: the page stands on stdout once everything answers, and one line for each thing that happens after; a part
-//! that ends is told of with the command that starts it again; Ctrl-C ends it all, a second one at once. Called by
-//! `commands::run`.
+//! that ends is told of with the command that starts it again; Ctrl-C ends it all, a second one at once, and is
+//! its proper end: exit status 0. Called by `commands::run`.
 
 mod page;
 
