@@ -323,7 +323,7 @@ impl Admission {
                 state.dispatch.finished();
             }
         });
-        if quarantine != Quarantine::No {
+        if matches!(quarantine, Quarantine::For(_)) {
             let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
             watchers
                 .iter()

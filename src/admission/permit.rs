@@ -25,6 +25,8 @@ enum Phase {
     Answering,
     /// The answer has ended.
     Done,
+    /// The engine refused it, or failed.
+    Unserved,
 }
 
 /// Slots of one pool. Dropping it gives them back: at once when the engine has finished with them, after a quarantine
@@ -94,14 +96,14 @@ impl Permit {
 
     /// The pool could not serve the request, of which nothing is there any more; it is left out for a while.
     pub fn failed(&mut self, failure: Failure) {
-        self.phase = Phase::Done;
+        self.phase = Phase::Unserved;
         self.admission.eject(self.grant.pool, failure);
     }
 
     /// The engine refused the request because it is busy, and nothing of it is there any more: nothing new goes there for
     /// as long as it asked for, or for 250 ms and longer each time.
     pub fn busy(&mut self, retry_after: Option<Millis>) {
-        self.phase = Phase::Done;
+        self.phase = Phase::Unserved;
         self.admission.pause(self.grant.pool, retry_after);
     }
 
@@ -121,13 +123,15 @@ impl Permit {
 
     /// The answer has ended, or the connection broke: the engine has finished with it.
     pub fn done(&mut self) {
-        self.phase = Phase::Done;
+        if self.phase != Phase::Unserved {
+            self.phase = Phase::Done;
+        }
     }
 
     /// Whether the engine has finished with it.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.phase == Phase::Done
+        matches!(self.phase, Phase::Done | Phase::Unserved)
     }
 
     /// Whether it is to end because the process does, and not because its node is emptied.
@@ -141,6 +145,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let quarantine = match self.phase {
             Phase::Unused | Phase::Done => Quarantine::No,
+            Phase::Unserved => Quarantine::Unserved,
             Phase::Sent => Quarantine::For(QUARANTINE_PREFILL_MS),
             Phase::Answering => Quarantine::For(QUARANTINE_STREAMING_MS),
         };

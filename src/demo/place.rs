@@ -111,7 +111,12 @@ fn remove_left_over(parent: &Path) {
     let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
     for entry in ours {
         let dir = entry.path();
-        let lock = File::open(dir.join(LOCK));
+        let lock = dir.join(LOCK);
+        // Whatever else has such a name is not a demo's, and opening it may take for ever.
+        if !fs::symlink_metadata(&lock).is_ok_and(|lock| lock.is_file()) {
+            continue;
+        }
+        let lock = File::open(lock);
         // Those of other users cannot be removed, and need not be.
         if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
             let _ = fs::remove_dir_all(dir);

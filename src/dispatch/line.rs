@@ -152,8 +152,9 @@ impl Dispatch {
 
     /// Slots come back. `answering` is whether the engine had begun to answer.
     pub fn release(&mut self, now: Mono, grant: Grant, answering: bool, quarantine: Quarantine) {
-        self.model(grant.model).pace.released(now, grant, answering);
-        self.pace.released(now, grant, answering);
+        let served = answering && quarantine != Quarantine::Unserved;
+        self.model(grant.model).pace.released(now, grant, served);
+        self.pace.released(now, grant, served);
         let pool = self.pool(grant.pool);
         pool.end(grant, answering);
         if let Quarantine::For(ms) = quarantine {

@@ -149,6 +149,9 @@ pub enum Quarantine {
     /// The engine may still be working on them: they count as busy for so long, or until a reading begun after now shows
     /// them gone.
     For(Millis),
+    /// The engine refused the request, or failed: they can be used at once, and how soon they came back says nothing of how
+    /// long requests take.
+    Unserved,
 }
 
 /// The answer to a request that asks for slots.

@@ -76,6 +76,11 @@ impl Assembler {
         self.check_size()
     }
 
+    /// Whether the engine has said that this is all.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
     /// The answer's body, once the stream has ended.
     pub fn finish(self) -> Result<Bytes, AssembleError> {
         // An engine that tells no reason has said all the same that this is all.
@@ -125,6 +130,8 @@ impl Assembler {
         if !self.done {
             match text(&event)?.trim() {
                 "[DONE]" => self.done = true,
+                // Says nothing, and is legal.
+                "" => {}
                 data => self.chunk(data)?,
             }
         }

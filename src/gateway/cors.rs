@@ -57,9 +57,10 @@ impl Page {
         for name in &OF_ENGINES {
             headers.remove(name);
         }
+        // Also of an answer that nobody may read: whoever keeps it must not give it to a page that may.
+        headers.append(header::VARY, HeaderValue::from_static("Origin"));
         let Some(origin) = self.0 else { return };
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.append(header::VARY, HeaderValue::from_static("Origin"));
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
     }
 }

@@ -20,6 +20,7 @@ use crate::admission::{Ask, EndSignal, ModelIx, Permit, Refused};
 use crate::relay::{self, Outgoing, RelayBody};
 
 use super::answer::is_event_stream;
+use super::outlet::Outlet;
 use super::peek::Peek;
 use super::record::Record;
 use super::{Gateway, GatewayError};
@@ -208,6 +209,10 @@ impl Exchange {
             record.asks();
             let mut permit = match self.gateway.admission.acquire(ask).await {
                 Ok(permit) => permit,
+                // What an engine said is a better answer than that nobody else was found.
+                Err(Refused::QueueTimeout | Refused::NoReadyPool) if said.is_some() => {
+                    return give_up(said, String::new(), record);
+                }
                 Err(refused) => {
                     let error = refused.into();
                     return Err(Failed { error, record });
@@ -235,7 +240,10 @@ impl Exchange {
             };
             record = so_far;
             self.log(&fault, &record);
-            said = fault.answer.take().or(said);
+            let answer = fault.answer.take();
+            said = answer
+                .map(|answer| (answer, record.outlet().cloned()))
+                .or(said);
             let admission = &self.gateway.admission;
             // It waits for a pool like everybody else who came, and is told so when the wait is over.
             let waits = fault.why == Why::Connect && !admission.is_hopeful(self.model);
@@ -306,18 +314,20 @@ impl Exchange {
     }
 }
 
+/// An engine's refusal, and where it was made.
+type Said = ((Parts, Bytes), Option<Arc<Outlet>>);
+
 /// The last attempt has failed: what an engine said is the answer, if one said anything.
-fn give_up(
-    said: Option<(Parts, Bytes)>,
-    detail: String,
-    record: Box<Record>,
-) -> Result<Reply, Failed> {
+fn give_up(said: Option<Said>, detail: String, mut record: Box<Record>) -> Result<Reply, Failed> {
     match said {
-        Some((parts, bytes)) => Ok(Reply::Whole(Whole {
-            parts,
-            bytes,
-            record,
-        })),
+        Some(((parts, bytes), outlet)) => {
+            record.answered_by(outlet);
+            Ok(Reply::Whole(Whole {
+                parts,
+                bytes,
+                record,
+            }))
+        }
         None => {
             let attempts = record.attempts;
             let error = GatewayError::Upstream { detail, attempts };

@@ -4,9 +4,11 @@
 //! change that is ever made to a body is [`Peek::streamed`].
 
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
+use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -281,17 +283,34 @@ fn answers(raw: &str) -> u32 {
 /// How many prompts a `prompt` holds: a string, an object and a list with token ids in it are one, a list of anything else
 /// is as many.
 fn prompts(raw: &str) -> u32 {
-    let Ok(list) = serde_json::from_str::<Vec<&RawValue>>(raw) else {
-        return 1;
-    };
-    let is_token = |raw: &&RawValue| {
-        raw.get()
-            .starts_with(['-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
-    };
-    if list.is_empty() || list.iter().any(is_token) {
-        1
-    } else {
-        u32::try_from(list.len()).unwrap_or(u32::MAX)
+    let mut count = 0;
+    // What ends the count early is no error.
+    let _ = serde_json::Deserializer::from_str(raw).deserialize_seq(Prompts(&mut count));
+    count.max(1)
+}
+
+/// Counts the prompts of a list without keeping any: it may hold millions of token ids.
+struct Prompts<'a>(&'a mut u32);
+
+impl<'de> Visitor<'de> for Prompts<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(prompt) = list.next_element::<&RawValue>()? {
+            if prompt
+                .get()
+                .starts_with(|c: char| c == '-' || c.is_ascii_digit())
+            {
+                *self.0 = 1;
+                return Ok(());
+            }
+            *self.0 = self.0.saturating_add(1);
+        }
+        Ok(())
     }
 }
 

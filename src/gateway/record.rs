@@ -136,6 +136,7 @@ impl Record {
         self.attempts += 1;
         self.outlet = Some(outlet);
         self.phase = Phase::Prefill;
+        self.whole = false;
         self.course.again();
     }
 
@@ -149,6 +150,11 @@ impl Record {
     /// Whether it ever asked for a slot.
     pub fn has_asked(&self) -> bool {
         self.attempts > 0 || self.asked.is_some()
+    }
+
+    /// Where the answer was made that its client gets, when that is not where it was last.
+    pub fn answered_by(&mut self, outlet: Option<Arc<Outlet>>) {
+        self.outlet = outlet;
     }
 
     /// Where it is or was last.
@@ -196,6 +202,10 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The client is told that we failed.
+            self.refused(StatusCode::INTERNAL_SERVER_ERROR, "internal_error");
+        }
         let book = Arc::clone(&self.book);
         let meter = self.meter.as_ref().unwrap_or_else(|| {
             book.unknown

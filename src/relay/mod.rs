@@ -271,7 +271,9 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
+    let name = "text/event-stream";
+    kind.and_then(|kind| kind.trim_start().get(..name.len()))
+        .is_some_and(|kind| kind.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]

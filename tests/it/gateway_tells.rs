@@ -198,6 +198,39 @@ fn metrics_show_who_waits_and_how_long_it_took() {
 }
 
 #[test]
+fn a_client_that_leaves_after_a_retry_has_left_and_was_not_served() {
+    let (engine, orchd) = machine(1);
+    engine.script([
+        Script::whole(503, BUSY),
+        Script::stream().event(&event(" one")).silence(),
+    ]);
+    let client = send(&orchd, &chat());
+    engine.wait_for(2);
+    drop(client);
+    wait_for(&orchd, &[("cancelled_total{phase=\"stream\"}", 1.0)]);
+}
+
+#[test]
+fn an_error_within_a_stream_that_is_put_together_is_the_engines_and_not_the_clients() {
+    let (engine, orchd) = machine(1);
+    let error = r#"{"error":{"code":500,"message":"Compute error.","type":"server_error"}}"#;
+    engine.script([Script::stream().event(&event(" one")).event(error).end()]);
+    let whole = post(
+        "/v1/chat/completions",
+        r#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#,
+    );
+    let response = send(&orchd, &whole);
+    assert_eq!(response.status, 500);
+    assert_eq!(response.text().expect("a whole body"), error);
+    let answered = format!("requests_total{{model=\"{MODEL}\",code=\"500\"}}");
+    wait_for(&orchd, &[(&answered, 1.0)]);
+    let found = gateway(&orchd);
+    assert!(found["cancelled_total{phase=\"stream\"}"].abs() < f64::EPSILON);
+    let log = orchd.log();
+    assert!(log.contains("outcome=engine_error"), "{log}");
+}
+
+#[test]
 fn metrics_tell_the_time_of_a_token() {
     let (engine, orchd) = machine(1);
     engine.script([counted(30, Duration::from_millis(20))]);

@@ -5,7 +5,7 @@ import pytest
 
 from processes import CLIENT_TOKEN
 
-PAGE = "https://chat.example"
+PAGE = "http://localhost:3000"
 ALLOWED = "access-control-allow-origin"
 
 

@@ -246,6 +246,12 @@ fn failures_are_fast_and_say_nothing_of_the_pace() {
         load.b
             .dispatch
             .release(load.now, grant, false, Quarantine::No);
+        // A refusal begins like an answer.
+        let grant = load.b.granted(load.now);
+        load.b.dispatch.answering(grant);
+        load.b
+            .dispatch
+            .release(load.now, grant, true, Quarantine::Unserved);
     }
     assert_eq!(load.fill().1, told);
 }

@@ -2,6 +2,7 @@
 
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::Body;
 
 use crate::admission::{Ask, Failure, Permit};
 use crate::relay::{self, RelayBody, SendError};
@@ -65,9 +66,21 @@ impl Exchange {
                 None
             }
         };
+        let is_stream = is_event_stream(status, &parts.headers);
+        if is_stream && body.is_end_stream() {
+            body.load_mut()
+                .judge(|permit| permit.failed(Failure::Broken));
+            let fault = Fault {
+                why: Why::Reset,
+                answer: None,
+                detail: format!("it answered {status} with a stream of nothing"),
+            };
+            return Attempt::Fault(fault, body.into_load().record);
+        }
+        let carried = body.load_mut();
         let Some(why) = why else {
             carried.settle();
-            if assembles && is_event_stream(status, &parts.headers) {
+            if assembles && is_stream {
                 return assemble(parts, body).await;
             }
             return Attempt::Reply(Reply::Coming { parts, body });
@@ -125,6 +138,23 @@ async fn internal_error(parts: Parts, body: RelayBody<Carried>) -> Attempt {
         bytes,
         record: carried.record,
     }))
+}
+
+impl Carried {
+    /// What an error says of its pool that came within a stream; whether it may be tried again.
+    pub(super) fn judge_error(&mut self, status: StatusCode, body: &[u8]) -> Option<Why> {
+        let failure = match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                self.judge(|permit| permit.busy(None));
+                return Some(Why::Busy);
+            }
+            StatusCode::BAD_GATEWAY => Some(Why::BadGateway),
+            status if !status.is_server_error() || blames_request(body) => return None,
+            _ => None,
+        };
+        self.judge(|permit| permit.failed(Failure::Broken));
+        failure
+    }
 }
 
 /// Whether a 500 says that the request is at fault. llama-server words some mistakes of clients so (measured: an image for

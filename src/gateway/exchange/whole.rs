@@ -1,5 +1,7 @@
 //! Answers that are read to their end before anything of them is the client's.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http::response::Parts;
 use http::{HeaderValue, header};
@@ -8,11 +10,14 @@ use http_body_util::BodyExt;
 use crate::admission::{Failure, Refused};
 use crate::gateway::assemble::{AssembleError, Assembler};
 use crate::gateway::{GatewayError, NO_BUFFERING};
-use crate::relay::{Broken, RelayBody};
+use crate::relay::{Broken, End, Load, RelayBody};
 
 use super::{
     Attempt, Carried, Failed, Fault, Record, Reply, WHOLE_BYTES, Whole, Why, is_event_stream,
 };
+
+/// How long the end of a stream may come after its last event.
+const LAST_CHUNK: Duration = Duration::from_millis(100);
 
 /// An answer that cannot be had as a whole.
 fn broken_off(broken: &Broken, mut carried: Carried) -> Attempt {
@@ -51,23 +56,49 @@ pub(super) async fn collect(mut body: RelayBody<Carried>) -> Result<(Bytes, Carr
 pub(super) async fn assemble(mut parts: Parts, mut body: RelayBody<Carried>) -> Attempt {
     let mut assembler = Assembler::default();
     let mut assembled = Ok(());
-    while let Some(frame) = body.frame().await {
-        match frame {
-            Ok(frame) => {
+    while assembled.is_ok() {
+        let next = if assembler.is_done() {
+            // All is there but the end of the stream, which may keep a connection for the next request.
+            tokio::time::timeout(LAST_CHUNK, body.frame()).await.ok()
+        } else {
+            Some(body.frame().await)
+        };
+        match next.flatten() {
+            Some(Ok(frame)) => {
                 let data = frame.data_ref().map_or(&[][..], |data| data);
                 assembled = assembler.push(data);
             }
-            Err(broken) => return broken_off(&broken, body.into_load()),
-        }
-        if assembled.is_err() {
-            break;
+            Some(Err(broken)) if !assembler.is_done() => {
+                return broken_off(&broken, body.into_load());
+            }
+            Some(Err(_)) | None => break,
         }
     }
+    // What was said of the stream is not true of the answer.
+    for name in [header::CACHE_CONTROL, header::CONTENT_LENGTH, NO_BUFFERING] {
+        parts.headers.remove(name);
+    }
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
+    parts.headers.insert(header::CONTENT_TYPE, kind);
     let mut carried = body.into_load();
+    if assembler.is_done() {
+        carried.done(End::Whole);
+    }
     let bytes = match assembled.and_then(|()| assembler.finish()) {
         Ok(bytes) => bytes,
         Err(AssembleError::Engine { status, body }) => {
+            // As if it had said so before it began.
+            let why = carried.judge_error(status, &body);
+            carried.done(End::Whole);
             parts.status = status;
+            if let Some(why) = why {
+                let fault = Fault {
+                    why,
+                    answer: Some((parts, body)),
+                    detail: format!("it answered {status} within its stream"),
+                };
+                return Attempt::Fault(fault, carried.record);
+            }
             body
         }
         Err(error @ AssembleError::TooLarge) => return failed(error.to_string(), carried.record),
@@ -81,12 +112,6 @@ pub(super) async fn assemble(mut parts: Parts, mut body: RelayBody<Carried>) -> 
             return Attempt::Fault(fault, carried.record);
         }
     };
-    // What was said of the stream is not true of the answer.
-    for name in [header::CACHE_CONTROL, header::CONTENT_LENGTH, NO_BUFFERING] {
-        parts.headers.remove(name);
-    }
-    let kind = HeaderValue::from_static("application/json; charset=utf-8");
-    parts.headers.insert(header::CONTENT_TYPE, kind);
     Attempt::Reply(Reply::Whole(Whole {
         parts,
         bytes,
