@@ -1,4 +1,4 @@
-//! Chance that can be repeated. Used by `durability` and `gateway_cancel`.
+//! Chance that can be repeated. Used by `durability`, `gateway_cancel` and the fault suite.
 //!
 //! `ORCHD_TEST_SEED` repeats a run that failed: its seed is in its output.
 
@@ -10,10 +10,14 @@ pub struct Random(pub u64);
 impl Random {
     /// From the seed that was asked for, or from a new one. Says which.
     pub fn seeded() -> Self {
-        let seed = setting("ORCHD_TEST_SEED")
-            .unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        let Self(seed) = setting("ORCHD_TEST_SEED").map_or_else(Self::by_chance, Self);
         println!("ORCHD_TEST_SEED={seed}");
         Self(seed)
+    }
+
+    /// From a seed that nobody chose.
+    pub fn by_chance() -> Self {
+        Self(RandomState::new().build_hasher().finish())
     }
 
     pub fn next(&mut self) -> u64 {

@@ -1,0 +1,123 @@
+//! What happens to a fleet when something breaks, under load, with the real binary: a fault, and figures of what it did.
+//!
+//! `tests/faults/run [--long] [--seed NUMBER] [--write] [NAME]...` injects each of the faults below, or those whose names
+//! contain one of the words, and prints a line of figures for each. The short form is part of `tests/run`; the long one
+//! has more rounds and longer loads, and `--write` puts its table into the README. Whatever is left to chance comes of
+//! the seed, which is printed first. A fault whose invariants did not hold is shown with what was seen, and the exit
+//! code is 1. All along, each fault that has what it takes for that holds these:
+//!
+//! - no live node is Offline, and no dead one Online beyond its bound; nothing is sent to a drained node;
+//! - nothing that was acknowledged is lost;
+//! - no permit leaks, and no slot is over-committed by us;
+//! - every client gets a complete answer or a clear error, and `/metrics` tells of as many as the clients saw.
+
+#[path = "../it/fake_control_plane.rs"]
+#[allow(dead_code, reason = "shared with the tests of tests/it")]
+mod fake_control_plane;
+#[path = "../it/support/mod.rs"]
+#[allow(dead_code, reason = "shared with the tests of tests/it")]
+mod support;
+#[path = "../bench/table.rs"]
+mod table;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use tokio::time::Instant;
+
+use support::seed::Random;
+
+/// What a run was asked for.
+struct Setting {
+    /// Chance of this fault alone: the same however many faults run before it.
+    random: Random,
+    /// The long form: more rounds, longer loads.
+    long: bool,
+}
+
+/// One thing that breaks.
+struct Fault {
+    /// As it is called on the command line and in the table.
+    name: &'static str,
+    /// Injects it, asserts what must hold and gives the line of figures, in words.
+    inject: fn(&mut Setting) -> String,
+}
+
+/// In the order they run in.
+const FAULTS: &[&[Fault]] = &[];
+
+fn main() -> ExitCode {
+    let mut long = false;
+    let mut write = false;
+    let mut seed = None;
+    let mut words = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--long" => long = true,
+            "--write" => write = true,
+            "--seed" => {
+                let number = arguments.next().and_then(|seed| seed.parse().ok());
+                seed = Some(number.expect("--seed takes a number"));
+            }
+            // What `cargo bench` itself adds.
+            "--bench" => {}
+            _ => words.push(argument),
+        }
+    }
+    let seed = seed.unwrap_or_else(|| Random::by_chance().0);
+    println!(
+        "tests/faults/run --seed {seed}{}",
+        if long { " --long" } else { "" }
+    );
+    let asked = |fault: &&Fault| {
+        words.is_empty() || words.iter().any(|word| fault.name.contains(word.as_str()))
+    };
+    let mut rows = Vec::new();
+    let mut failed = Vec::new();
+    for fault in FAULTS.iter().copied().flatten().filter(asked) {
+        // FNV-1a of the name: a fault's chance does not depend on which others run.
+        let salt = fault
+            .name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+        let mut setting = Setting {
+            random: Random(seed ^ salt),
+            long,
+        };
+        let begun = Instant::now();
+        match catch_unwind(AssertUnwindSafe(|| (fault.inject)(&mut setting))) {
+            Ok(figures) => {
+                println!(
+                    "{:<34} {figures} [{:.0} s]",
+                    fault.name,
+                    begun.elapsed().as_secs_f64()
+                );
+                rows.push(vec![fault.name.to_owned(), figures]);
+            }
+            Err(_) => {
+                println!("{:<34} FAILED, see above", fault.name);
+                failed.push(fault.name);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        println!("FAILED: {}", failed.join(", "));
+        println!(
+            "again: tests/faults/run --seed {seed}{} {}",
+            if long { " --long" } else { "" },
+            failed.join(" ")
+        );
+        return ExitCode::FAILURE;
+    }
+    if rows.is_empty() {
+        println!("no fault is called so: {}", words.join(" "));
+        return ExitCode::from(2);
+    }
+    if write {
+        table::write("faults", &["fault", "what was seen"], &rows);
+    }
+    ExitCode::SUCCESS
+}
