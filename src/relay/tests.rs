@@ -218,3 +218,45 @@ fn headers_of_the_connection_stay_with_it() {
         ["accept"]
     );
 }
+
+#[tokio::test]
+async fn a_stream_is_not_sent_behind_another_before_the_engine_has_shown_that_it_leaves_connections_open()
+ {
+    let (listener, origin) = upstream().await;
+    let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let seen = Arc::clone(&count);
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                while stream.read(&mut request).await.is_ok_and(|n| n > 0) {
+                    let answer = [CHUNKED, b"5\r\ndata:\r\n0\r\n\r\n"].concat();
+                    stream.write_all(&answer).await.expect("writes");
+                }
+            });
+        }
+    });
+    let ask = async || {
+        let sent = send(&origin, Peer::Engine, None, &outgoing("{}"), Log::default()).await;
+        let response = sent.map_err(|(e, _)| e).expect("answers");
+        response.into_body().collect().await.expect("a body");
+    };
+    let connections = || count.load(std::sync::atomic::Ordering::Relaxed);
+    for asked in 1..=3 {
+        ask().await;
+        assert_eq!(connections(), asked, "each has one of its own");
+    }
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_millis(1_050)).await;
+    tokio::time::resume();
+    // The first one is still open: from here on they are kept.
+    ask().await;
+    let so_far = connections();
+    for _ in 0..3 {
+        ask().await;
+    }
+    assert_eq!(connections(), so_far);
+    server.abort();
+}

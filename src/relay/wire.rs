@@ -267,13 +267,11 @@ impl<IO: Socket> Wire<IO> {
             let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
             let mut answer = httparse::Response::new(&mut headers);
             let length = match answer.parse(&self.buffer) {
-                Ok(httparse::Status::Complete(length)) => length,
+                Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
                 Ok(httparse::Status::Partial) if self.buffer.len() < MAX_HEAD_BYTES => {
                     return Ok(None);
                 }
-                Ok(httparse::Status::Partial) => {
-                    return Err(WireError::Malformed("its head is too long"));
-                }
+                Ok(_) => return Err(WireError::Malformed("its head is too long")),
                 Err(httparse::Error::TooManyHeaders) => {
                     return Err(WireError::Malformed("it has too many headers"));
                 }
@@ -520,3 +518,6 @@ fn closes(headers: &HeaderMap) -> bool {
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
+
+#[cfg(test)]
+mod tests;

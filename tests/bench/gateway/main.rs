@@ -8,7 +8,7 @@
 //! those of the engine asked directly in the same round. Nothing else should be busy meanwhile.
 //!
 //! `--rounds N` takes more or fewer than 4, `--seconds N` makes each longer, `--only WORD` runs the kinds of load that have
-//! it in their names, `--orchd FILE` measures that binary, `--write` puts the tables into the README. Exits with 1 when a
+//! it in their names, `--clients N` has other numbers of clients than it says, `--orchd FILE` measures that binary, `--write` puts the tables into the README. Exits with 1 when a
 //! bar is missed or orchd fails a request, and with 2 without nginx.
 
 mod engine;
@@ -91,6 +91,7 @@ struct Options {
     seconds: f64,
     only: Option<String>,
     orchd: PathBuf,
+    clients: Option<usize>,
     write: bool,
 }
 
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
         seconds: 2.0,
         only: None,
         orchd: env!("CARGO_BIN_EXE_orchd").into(),
+        clients: None,
         write: false,
     };
     let mut arguments = std::env::args().skip(1);
@@ -114,6 +116,7 @@ fn main() -> ExitCode {
             "--rounds" => options.rounds = value().parse().expect("a number"),
             "--seconds" => options.seconds = value().parse().expect("a number"),
             "--only" => options.only = Some(value()),
+            "--clients" => options.clients = Some(value().parse().expect("a number")),
             "--orchd" => options.orchd = value().into(),
             "--write" => options.write = true,
             // What `cargo bench` itself adds.
@@ -177,13 +180,16 @@ fn bench(options: &Options) -> ExitCode {
         .build()
         .expect("a runtime");
     let mut all = Vec::new();
-    for kind in kinds() {
+    for mut kind in kinds() {
         if options
             .only
             .as_ref()
             .is_some_and(|only| !kind.name.contains(only.as_str()))
         {
             continue;
+        }
+        if let (Arrivals::Closed(clients), Some(asked)) = (&mut kind.arrivals, options.clients) {
+            *clients = asked;
         }
         println!("{}", kind.name);
         let mut figures: Vec<Figures> = Vec::new();
