@@ -336,6 +336,10 @@ fn is_endpoint(path: &str) -> bool {
     let Some(inside) = path.strip_prefix("/v1/").filter(|rest| !rest.is_empty()) else {
         return false;
     };
+    // Most have nothing of what could make a dot.
+    if !inside.contains(['.', '%']) {
+        return true;
+    }
     let decoded: Vec<u8> = percent_encoding::percent_decode_str(inside).collect();
     let mut segments = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
     segments.all(|segment| !matches!(segment, b"." | b".."))

@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
+use memchr::memchr;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -234,7 +235,7 @@ fn has_lone_surrogate(json: &str) -> bool {
     let mut rest = json.as_bytes();
     // Whether the escape just before this one began a pair.
     let mut half = false;
-    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+    while let Some(at) = memchr(b'\\', rest) {
         let unit = match &rest[at + 1..] {
             [b'u', digits @ ..] if digits.len() >= 4 => std::str::from_utf8(&digits[..4])
                 .ok()
@@ -283,6 +284,9 @@ fn answers(raw: &str) -> u32 {
 /// How many prompts a `prompt` holds: a string, an object and a list with token ids in it are one, a list of anything else
 /// is as many.
 fn prompts(raw: &str) -> u32 {
+    if !raw.starts_with('[') {
+        return 1;
+    }
     let mut count = 0;
     // What ends the count early is no error.
     let _ = serde_json::Deserializer::from_str(raw).deserialize_seq(Prompts(&mut count));

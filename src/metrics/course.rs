@@ -17,6 +17,8 @@ static TOLD: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
     ]
     .map(Finder::new)
 });
+/// It stands behind the text of an answer, in its last object or event: of a longer piece only so much is searched.
+const TOLD_WITHIN_BYTES: usize = 2 << 10;
 /// What every event has.
 static EVENT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("data:"));
 
@@ -98,6 +100,8 @@ impl Default for Course {
 /// are a few more: one opens a chat, one ends it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tokens {
+    /// It began as a JSON value does: there are no events in it.
+    is_json: Option<bool>,
     events: u64,
     told: Option<u64>,
 }
@@ -105,11 +109,17 @@ struct Tokens {
 impl Tokens {
     /// So much of the answer passes. What is cut between two of these is not seen; engines write whole events.
     fn pass(&mut self, bytes: &[u8]) {
-        let events = EVENT.find_iter(bytes).count();
-        self.events += u64::try_from(events).unwrap_or(0);
+        let is_json = *self
+            .is_json
+            .get_or_insert_with(|| bytes.first() == Some(&b'{'));
+        if !is_json {
+            let events = EVENT.find_iter(bytes).count();
+            self.events += u64::try_from(events).unwrap_or(0);
+        }
+        let end = &bytes[bytes.len().saturating_sub(TOLD_WITHIN_BYTES)..];
         for told in TOLD.iter() {
-            if let Some(at) = told.find(bytes) {
-                self.told = number(&bytes[at + told.needle().len()..]).or(self.told);
+            if let Some(at) = told.find(end) {
+                self.told = number(&end[at + told.needle().len()..]).or(self.told);
             }
         }
     }
@@ -158,6 +168,7 @@ mod tests {
         );
         assert_eq!(count(&["{\"timings\":{\"predicted_n\":5}}"]), Some(5));
         assert_eq!(count(&["{\"data\":[{\"embedding\":[1.0]}]}"]), None);
+        assert_eq!(count(&[r#"{"text":"data: data: data:"}"#]), None);
         assert_eq!(count(&[]), None);
     }
 

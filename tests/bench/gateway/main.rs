@@ -8,7 +8,7 @@
 //! those of the engine asked directly in the same round. Nothing else should be busy meanwhile.
 //!
 //! `--rounds N` takes more or fewer than 4, `--seconds N` makes each longer, `--only WORD` runs the kinds of load that have
-//! it in their names, `--clients N` has other numbers of clients than it says, `--orchd FILE` measures that binary, `--write` puts the tables into the README. Exits with 1 when a
+//! it in their names, `--clients N` has other numbers of clients than it says, `--orchd FILE` measures that binary, `--beside FILE` measures that one as well, `--write` puts the tables into the README. Exits with 1 when a
 //! bar is missed or orchd fails a request, and with 2 without nginx.
 
 mod engine;
@@ -92,6 +92,7 @@ struct Options {
     only: Option<String>,
     orchd: PathBuf,
     clients: Option<usize>,
+    beside: Option<PathBuf>,
     write: bool,
 }
 
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         only: None,
         orchd: env!("CARGO_BIN_EXE_orchd").into(),
         clients: None,
+        beside: None,
         write: false,
     };
     let mut arguments = std::env::args().skip(1);
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
             "--seconds" => options.seconds = value().parse().expect("a number"),
             "--only" => options.only = Some(value()),
             "--clients" => options.clients = Some(value().parse().expect("a number")),
+            "--beside" => options.beside = Some(value().into()),
             "--orchd" => options.orchd = value().into(),
             "--write" => options.write = true,
             // What `cargo bench` itself adds.
@@ -164,7 +167,7 @@ fn bench(options: &Options) -> ExitCode {
         eprintln!("nginx was not found, on Debian: apt-get install nginx-light");
         return ExitCode::from(2);
     };
-    let orchd = Router::orchd(&options.orchd, at, dir);
+    let orchd = Router::orchd("orchd", &options.orchd, at, dir);
     let others = [
         Some(Router::agent(&options.orchd, at, dir)),
         Router::haproxy(at, dir),
@@ -174,6 +177,8 @@ fn bench(options: &Options) -> ExitCode {
     // orchd and nginx lie side by side: what is held against a bar is the ratio of neighbours.
     let mut routers = vec![orchd, nginx];
     routers.extend(others.into_iter().flatten());
+    let beside = options.beside.as_ref();
+    routers.extend(beside.map(|program| Router::orchd("orchd beside", program, at, dir)));
     let idle: Vec<f64> = routers.iter().map(Router::memory_mb).collect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-const ORCHD: &str = "orchd";
 const AGENT: &str = "orchd agent";
 /// What a start may take. The routers in Python take seconds to load.
 const START: Duration = Duration::from_secs(60);
@@ -34,7 +33,7 @@ impl Router {
     }
 
     /// Starts orchd for one machine with one engine.
-    pub fn orchd(program: &Path, engine: SocketAddr, dir: &Path) -> Self {
+    pub fn orchd(name: &'static str, program: &Path, engine: SocketAddr, dir: &Path) -> Self {
         let address = free_address();
         let mut command = orchd(program, dir);
         command.args([
@@ -45,7 +44,7 @@ impl Router {
             &address.to_string(),
         ]);
         command.args(["--access-log", "off"]);
-        Self::start(ORCHD, address, command, "/readyz")
+        Self::start(name, address, command, "/readyz")
     }
 
     /// Starts an agent, whose proxy is in the way to the engines of a fleet. There is no control plane: it serves all the
@@ -164,7 +163,7 @@ backend engine
     /// Starts it and waits until it answers this.
     fn start(name: &'static str, address: SocketAddr, mut command: Command, ready: &str) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        if name != ORCHD && name != AGENT {
+        if !name.starts_with("orchd") {
             command.stderr(Stdio::null());
         }
         let child = command
