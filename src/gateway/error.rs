@@ -66,6 +66,11 @@ pub enum GatewayError {
     /// No slot.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Too many requests are in hand, whatever they wait for.
+    #[error(
+        "the control plane has as many requests in hand as its connections allow; try again later"
+    )]
+    Crowded,
     /// No pool answered.
     #[error("no engine answered this request; the last attempt: {detail}")]
     Upstream {
@@ -134,7 +139,7 @@ impl GatewayError {
                 (StatusCode::FORBIDDEN, "permission_error", "forbidden")
             }
             Self::Denied(_) => (StatusCode::UNAUTHORIZED, invalid, "invalid_api_key"),
-            Self::Refused(Refused::QueueFull { .. } | Refused::NoRoom { .. }) => (
+            Self::Crowded | Self::Refused(Refused::QueueFull { .. } | Refused::NoRoom { .. }) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
                 "queue_full",
@@ -181,7 +186,7 @@ impl GatewayError {
                 | Refused::NoRoom { retry_after_ms }
                 | Refused::Dropped { retry_after_ms },
             ) => Some(*retry_after_ms),
-            Self::Refused(_) | Self::DrainDeadline => Some(UNFORESEEN_MS),
+            Self::Crowded | Self::Refused(_) | Self::DrainDeadline => Some(UNFORESEEN_MS),
             _ => None,
         }
     }
@@ -215,6 +220,10 @@ impl GatewayError {
         if status == StatusCode::UNAUTHORIZED {
             // RFC 9110, 15.5.2.
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Self::Crowded = self {
+            // Its connection is needed for others.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if let Self::Method { allowed } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));

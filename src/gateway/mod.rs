@@ -284,7 +284,10 @@ impl Gateway {
         let admitted = self.guard.admit(request.headers(), Area::Models);
         let refusal = match (admitted, request.method()) {
             (Ok(()), _) if !is_endpoint(request.uri().path()) => Some(GatewayError::UnknownPath),
-            (Ok(()), &Method::POST) => None,
+            (Ok(()), &Method::POST) => {
+                let crowded = request.extensions().get::<listen::Crowded>();
+                crowded.map(|_| GatewayError::Crowded)
+            }
             (Ok(()), _) => Some(GatewayError::Method { allowed: "POST" }),
             (Err(denied), _) => Some(denied.into()),
         };
