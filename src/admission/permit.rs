@@ -98,6 +98,13 @@ impl Permit {
     pub fn failed(&mut self, failure: Failure) {
         self.phase = Phase::Unserved;
         self.admission.eject(self.grant.pool, failure);
+        self.lost();
+    }
+
+    /// The request was lost with its connection, by whoever's fault: what is there now may be another engine, with other
+    /// models.
+    pub fn lost(&self) {
+        self.admission.hurry(&self.upstream.node_id);
     }
 
     /// The engine refused the request because it is busy, and nothing of it is there any more: nothing new goes there for
@@ -151,5 +158,8 @@ impl Drop for Permit {
         };
         self.admission
             .give_back(self.grant, self.standing.again, self.answered, quarantine);
+        if matches!(quarantine, Quarantine::For(_)) {
+            self.admission.hurry(&self.upstream.node_id);
+        }
     }
 }

@@ -15,7 +15,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, 
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::info;
 
 use crate::auth::{API_KEY, Area, Guard};
@@ -49,7 +49,7 @@ pub(super) struct Shared {
     /// Every request that runs, also those at engines that have been taken away.
     pub all: Arc<InFlight>,
     /// Asks for the engines to be read soon.
-    pub hurry: Arc<Notify>,
+    pub hurry: watch::Sender<()>,
     /// Who is let in.
     pub guard: Guard,
     /// No new work.
@@ -352,7 +352,7 @@ impl Proxy {
                 let never_sent = matches!(error, SendError::Connect { .. });
                 info!(pool_id, %error, never_sent, "the engine did not answer a request");
                 // The control plane is to know before the next reading is due.
-                self.0.hurry.notify_waiters();
+                self.0.hurry.send_replace(());
                 Err(Refused::EngineUnreachable)
             }
         }

@@ -200,7 +200,10 @@ pub(super) fn unanswered(error: SendError, mut carried: Carried) -> Attempt {
     };
     carried.judge(|permit| match failure {
         Some(failure) => permit.failed(failure),
-        None => permit.done(),
+        None => {
+            permit.done();
+            permit.lost();
+        }
     });
     let fault = Fault {
         why,
