@@ -1,7 +1,8 @@
 //! One request on its way: as many attempts as it takes, until there is an answer that is the client's.
 //!
 //! Invariants: an attempt that failed has sent the client nothing; the slots of an attempt are given back before the next
-//! one asks for some; whatever drops an exchange closes its upstream.
+//! one asks for some; a request that pauses before it goes to the same pool again does so with its slots in hand, since
+//! nobody overtakes it; whatever drops an exchange closes its upstream.
 
 mod carried;
 mod judge;
@@ -218,6 +219,7 @@ impl Exchange {
                     return Err(Failed { error, record });
                 }
             };
+            record.has_waited();
             let mut end = permit.end_signal();
             let same = ask.avoid == Some(permit.pool());
             if let Some(failed) = failed.filter(|_| same) {

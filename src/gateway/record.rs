@@ -127,12 +127,13 @@ impl Record {
         self.phase = Phase::Queue;
     }
 
-    /// It has a slot there.
+    /// It has a slot: its wait is over. What it pauses after that is no wait for slots.
+    pub fn has_waited(&mut self) {
+        self.queued += (self.asked.take()).map_or(Duration::ZERO, |asked| asked.elapsed());
+    }
+
+    /// It is sent there.
     pub fn goes_to(&mut self, outlet: Arc<Outlet>) {
-        self.queued += self
-            .asked
-            .take()
-            .map_or(Duration::ZERO, |asked| asked.elapsed());
         self.attempts += 1;
         self.outlet = Some(outlet);
         self.phase = Phase::Prefill;
@@ -206,14 +207,14 @@ impl Drop for Record {
             // The client is told that we failed.
             self.refused(StatusCode::INTERNAL_SERVER_ERROR, "internal_error");
         }
+        let has_asked = self.has_asked();
+        // A wait that ended without a slot is one all the same.
+        self.has_waited();
         let book = Arc::clone(&self.book);
         let meter = self.meter.as_ref().unwrap_or_else(|| {
             book.unknown
                 .get_or_init(|| book.relayed.meter(UNKNOWN_MODEL))
         });
-        let has_asked = self.has_asked();
-        // A wait that ended without a slot is one all the same.
-        self.queued += (self.asked.take()).map_or(Duration::ZERO, |asked| asked.elapsed());
         let outcome = match (self.outcome, self.status) {
             (Some(code), _) => code,
             (None, Some(status)) if self.whole && status.as_u16() < 400 => "ok",
