@@ -13,7 +13,7 @@ use super::{Attempt, Carried, Exchange, Fault, Reply, STOPPING, Whole, Why, is_e
 
 impl Exchange {
     /// 4xx and 501 say nothing of a pool, 429 and 503 that it is busy, other 5xx that it is broken; 429, 502 and 503 are
-    /// tried again (contract §3).
+    /// tried again (contract §3), and so is what no engine says: 1xx and 3xx.
     pub(super) async fn judge(
         &self,
         response: Response<RelayBody<Carried>>,
@@ -36,6 +36,17 @@ impl Exchange {
                     "its agent refused: {}",
                     String::from_utf8_lossy(code.as_bytes())
                 ),
+            };
+            return Attempt::Fault(fault, body.into_load().record);
+        }
+        if status.is_informational() || status.is_redirection() {
+            // We asked to switch to no other protocol, and where else to ask is nothing that a client is to be told: it
+            // would go there past the queue.
+            carried.judge(|permit| permit.failed(Failure::Broken));
+            let fault = Fault {
+                why: Why::BadGateway,
+                answer: None,
+                detail: format!("it answered {status}, as no engine does; is its URL right?"),
             };
             return Attempt::Fault(fault, body.into_load().record);
         }
