@@ -16,11 +16,13 @@ mod outlet;
 mod peek;
 mod record;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 
 use crate::admission::{Admission, ModelIx, Permit, Upstream};
@@ -138,16 +140,34 @@ impl Gateway {
             let answer = page.preflight(request.headers(), allow);
             listen::discard(request.into_body()).await;
             answer
-        } else if about_models {
-            self.about_models(request).await
         } else {
-            let record = Box::new(Record::new(&self.book, id.clone()));
-            self.relay(request, record).await
+            // A defect is this request's 500, which is told as every other answer is.
+            AssertUnwindSafe(self.answer(request, about_models, &id))
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| GatewayError::Internal.response())
         };
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id);
         page.mark(headers);
         response
+    }
+
+    async fn answer<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        about_models: bool,
+        id: &HeaderValue,
+    ) -> Response<GatewayBody>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if about_models {
+            return self.about_models(request).await;
+        }
+        let record = Box::new(Record::new(&self.book, id.clone()));
+        self.relay(request, record).await
     }
 
     async fn about_models<B>(&self, request: Request<B>) -> Response<GatewayBody>
