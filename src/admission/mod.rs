@@ -333,16 +333,25 @@ impl Admission {
         }
     }
 
-    fn eject(self: &Arc<Self>, pool: PoolIx, failure: Failure) {
-        self.locked(|state, now| state.dispatch.eject(now, pool, failure));
+    fn eject(self: &Arc<Self>, pool: PoolIx, failure: Failure) -> bool {
+        self.judge(pool, |dispatch, now| dispatch.eject(now, pool, failure))
     }
 
-    fn pause(self: &Arc<Self>, pool: PoolIx, asked: Option<Millis>) {
-        self.locked(|state, now| state.dispatch.pause(now, pool, asked));
+    fn pause(self: &Arc<Self>, pool: PoolIx, asked: Option<Millis>) -> bool {
+        self.judge(pool, |dispatch, now| dispatch.pause(now, pool, asked))
     }
 
-    fn vindicate(self: &Arc<Self>, grant: Grant) {
-        self.locked(|state, now| state.dispatch.vindicate(now, grant));
+    fn vindicate(self: &Arc<Self>, grant: Grant) -> bool {
+        self.judge(grant.pool, |dispatch, now| dispatch.vindicate(now, grant))
+    }
+
+    /// True when the pool is on trial from now on and was not before, or the other way round.
+    fn judge(self: &Arc<Self>, pool: PoolIx, judgement: impl FnOnce(&mut Dispatch, Mono)) -> bool {
+        self.locked(|State { dispatch, .. }, now| {
+            let before = dispatch.is_on_trial(pool);
+            judgement(dispatch, now);
+            dispatch.is_on_trial(pool) != before
+        })
     }
 
     /// An engine does not answer, or does so again: whoever says the one says the other. Until then its pool is granted

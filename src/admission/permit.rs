@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::futures::OwnedNotified;
+use tracing::info;
 
 use crate::dispatch::{Failure, Grant, PoolIx, Quarantine, Turn};
 use crate::types::Millis;
@@ -97,7 +98,9 @@ impl Permit {
     /// The pool could not serve the request, of which nothing is there any more; it is left out for a while.
     pub fn failed(&mut self, failure: Failure) {
         self.phase = Phase::Unserved;
-        self.admission.eject(self.grant.pool, failure);
+        if self.admission.eject(self.grant.pool, failure) {
+            self.log("a pool failed; it is left out for a while");
+        }
         self.lost();
     }
 
@@ -111,14 +114,24 @@ impl Permit {
     /// as long as it asked for, or for 250 ms and longer each time.
     pub fn busy(&mut self, retry_after: Option<Millis>) {
         self.phase = Phase::Unserved;
-        self.admission.pause(self.grant.pool, retry_after);
+        if self.admission.pause(self.grant.pool, retry_after) {
+            self.log("a pool says that it is busy; it gets no new requests for a while");
+        }
     }
 
     /// The pool serves the request: earlier failures and refusals are forgotten.
     pub fn served(&mut self) {
-        if self.grant.probe {
-            self.admission.vindicate(self.grant);
+        if self.grant.probe && self.admission.vindicate(self.grant) {
+            self.log("a pool serves again");
         }
+    }
+
+    /// One line for a transition of its pool.
+    fn log(&self, what: &str) {
+        let Upstream {
+            node_id, pool_id, ..
+        } = &*self.upstream;
+        info!(%node_id, %pool_id, "{what}");
     }
 
     /// The first bytes of an answer came.

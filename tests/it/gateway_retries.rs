@@ -181,6 +181,30 @@ fn another_engine_is_tried_at_once() {
 }
 
 #[test]
+fn the_log_has_a_line_when_a_pool_is_left_out_and_one_when_it_serves_again() {
+    for (failure, line) in [
+        (Script::whole(503, BUSY), "a pool says that it is busy"),
+        (Script::whole(502, BUSY), "a pool failed"),
+    ] {
+        let (a, b, orchd) = pair(1);
+        b.always(ok());
+        a.script([failure.clone(), failure, ok()]);
+        a.always(ok());
+        eventually(SOON, "the pool was left out twice and has served", || {
+            body_of(send(&orchd, &embed("x")));
+            let asked = a.asked().len();
+            (asked > 3).then_some(()).ok_or_else(|| asked.to_string())
+        });
+        let log = orchd.log();
+        for line in [line, "a pool serves again"] {
+            let lines: Vec<&str> = log.lines().filter(|told| told.contains(line)).collect();
+            assert_eq!(lines.len(), 1, "{line}: {log}");
+            assert!(lines[0].contains("pool_id=a"), "{}", lines[0]);
+        }
+    }
+}
+
+#[test]
 fn an_engine_that_was_lost_is_read_soon_whichever_of_several_it_is() {
     let a = ScriptedEngine::start(MODEL, 1);
     let b = ScriptedEngine::start("another", 1);
