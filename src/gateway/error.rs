@@ -16,9 +16,6 @@ const BACKOFF_MS: HeaderName = HeaderName::from_static("x-backoff-ms");
 /// When to come back after a refusal whose end cannot be foreseen.
 const UNFORESEEN_MS: Millis = 1_000;
 
-/// What a client is told whose request was ended by a drain.
-pub(super) const DRAIN_DEADLINE: &str = "the node that worked on this request is being drained, and its time is over; send the request again";
-
 /// Why a request under `/v1` is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
@@ -79,9 +76,16 @@ pub enum GatewayError {
         /// How often it was tried.
         attempts: u32,
     },
-    /// Its node is being emptied.
-    #[error("{DRAIN_DEADLINE}")]
+    /// Its node is being emptied, and the time for that is over.
+    #[error(
+        "the node that worked on this request is being drained, and its time is over; send the request again"
+    )]
     DrainDeadline,
+    /// The process is stopping, and the time for that is over.
+    #[error(
+        "the server is stopping, and its time for running requests is over; send the request again"
+    )]
+    ShutDown,
     /// A defect of ours.
     #[error("the gateway failed while it handled this request; its log says more")]
     Internal,
@@ -95,6 +99,15 @@ fn list(known: &[Arc<str>]) -> String {
 }
 
 impl GatewayError {
+    /// A request that ran was ended from outside.
+    pub(super) fn ended(by_shutdown: bool) -> Self {
+        if by_shutdown {
+            Self::ShutDown
+        } else {
+            Self::DrainDeadline
+        }
+    }
+
     /// Every code of the table, for metrics.
     pub(super) const CODES: [&str; 18] = [
         "invalid_json",
@@ -159,7 +172,7 @@ impl GatewayError {
                 "server_error",
                 "no_ready_pool",
             ),
-            Self::Refused(Refused::ShuttingDown) => (
+            Self::ShutDown | Self::Refused(Refused::ShuttingDown) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "server_error",
                 "shutting_down",
@@ -186,7 +199,9 @@ impl GatewayError {
                 | Refused::NoRoom { retry_after_ms }
                 | Refused::Dropped { retry_after_ms },
             ) => Some(*retry_after_ms),
-            Self::Crowded | Self::Refused(_) | Self::DrainDeadline => Some(UNFORESEEN_MS),
+            Self::Crowded | Self::Refused(_) | Self::DrainDeadline | Self::ShutDown => {
+                Some(UNFORESEEN_MS)
+            }
             _ => None,
         }
     }

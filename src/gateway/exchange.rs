@@ -66,6 +66,15 @@ pub(super) struct Failed {
     pub record: Box<Record>,
 }
 
+impl Failed {
+    /// No engine answered.
+    fn upstream(detail: String, record: Box<Record>) -> Self {
+        let attempts = record.attempts;
+        let error = GatewayError::Upstream { detail, attempts };
+        Self { error, record }
+    }
+}
+
 /// One request, read.
 pub(super) struct Exchange {
     gateway: Arc<Gateway>,
@@ -225,11 +234,7 @@ impl Exchange {
             if let Some(failed) = failed.filter(|_| same) {
                 let pause = SAME_POOL_PAUSES[(record.attempts as usize).clamp(1, 2) - 1];
                 if ends_before(failed + pause, &mut end).await {
-                    let error = if permit.is_shutdown() {
-                        Refused::ShuttingDown.into()
-                    } else {
-                        GatewayError::DrainDeadline
-                    };
+                    let error = GatewayError::ended(permit.is_shutdown());
                     return Err(Failed { error, record });
                 }
             }
@@ -330,11 +335,7 @@ fn give_up(said: Option<Said>, detail: String, mut record: Box<Record>) -> Resul
                 record,
             }))
         }
-        None => {
-            let attempts = record.attempts;
-            let error = GatewayError::Upstream { detail, attempts };
-            Err(Failed { error, record })
-        }
+        None => Err(Failed::upstream(detail, record)),
     }
 }
 

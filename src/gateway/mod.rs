@@ -32,11 +32,10 @@ use crate::listen;
 use crate::metrics::{Meter, Relayed};
 use crate::random;
 use crate::relay::{self, Outgoing};
-use crate::types::{CorsOrigins, LOCAL_NODE, UnixMs, listed_model_id};
+use crate::types::{AccessLog, CorsOrigins, LOCAL_NODE, UnixMs, listed_model_id};
 
 pub use answer::GatewayBody;
 pub use error::GatewayError;
-pub use record::AccessLog;
 
 use cors::Page;
 use dialect::Dialect;

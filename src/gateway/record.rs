@@ -14,6 +14,7 @@ use tracing::info;
 
 use crate::metrics::{Course, Meter, Phase, Relayed, UNKNOWN_MODEL};
 use crate::relay::End;
+use crate::types::AccessLog;
 
 use super::outlet::Outlet;
 
@@ -22,17 +23,6 @@ const SAMPLE: u64 = 100;
 
 /// How a request ends that its engine refused.
 pub(super) const ENGINE_ERROR: &str = "engine_error";
-
-/// Which requests have a line in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessLog {
-    /// None.
-    Off,
-    /// Each.
-    On,
-    /// Each that did not go well, and one in a hundred of the others.
-    Sampled,
-}
 
 /// Where records are told.
 #[derive(Debug)]

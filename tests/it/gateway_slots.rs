@@ -11,6 +11,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
+use crate::gateway::{MODEL, SOON, serve_all};
 use crate::scripted_engine::{Asked, Script, ScriptedEngine};
 use crate::support::chat::ring;
 use crate::support::engine::{Engine, Model};
@@ -18,26 +19,6 @@ use crate::support::http::{self, written};
 use crate::support::orchd::Orchd;
 use crate::support::readings::{Lateness, Metrics, memory};
 use crate::support::{at_once, eventually};
-
-const MODEL: &str = "m";
-/// How long a test waits for something that happens at once.
-const SOON: Duration = Duration::from_secs(10);
-
-fn serve(engines: &[ScriptedEngine], options: &[&str]) -> Orchd {
-    let named: Vec<String> = (engines.iter().enumerate())
-        .map(|(number, engine)| engine.named(&format!("e{number}")))
-        .collect();
-    let orchd = Orchd::serve_home(&named, options);
-    eventually(SOON, "every engine is read", || {
-        let pools = http::get_json(orchd.address, "/v2/pools");
-        let all = pools["pools"].as_array().expect("a list");
-        let ready = all.iter().filter(|pool| pool["ready"] == true).count();
-        (ready == engines.len())
-            .then_some(())
-            .ok_or_else(|| pools.to_string())
-    });
-    orchd
-}
 
 fn chat(name: &str) -> Vec<u8> {
     let messages = [json!({"role": "user", "content": name})];
@@ -72,7 +53,7 @@ fn share(engines: &[ScriptedEngine], slots: usize) -> Shared {
         engine.script((0..7).map(|round| answer(8 + (3 * round + number) % 7)));
         engine.always(answer(11));
     }
-    let orchd = serve(engines, &[]);
+    let orchd = serve_all(engines, &[]);
     let lateness = Lateness::watch();
     let address = orchd.address;
     let asked = || engines.iter().flat_map(ScriptedEngine::asked);
@@ -288,7 +269,7 @@ fn a_client_that_reads_a_byte_a_second_slows_nobody_and_gets_all_of_its_answer()
     let quick = quick.end();
     engine.always(quick);
     let engines = [engine];
-    let orchd = serve(&engines, &[]);
+    let orchd = serve_all(&engines, &[]);
     let before = median_of(orchd.address, 100);
 
     let engine = &engines[0];
@@ -387,7 +368,7 @@ fn two_thousand_slow_streams_fit_into_150_mb() {
     let engines = [engine];
     // An eighth of all connections is kept for what is no stream.
     let most = (STREAMS * 8 / 7 + 100).to_string();
-    let orchd = serve(&engines, &["--max-connections", &most]);
+    let orchd = serve_all(&engines, &["--max-connections", &most]);
     let before = memory(orchd.pid());
     let begun = Instant::now();
     let address = orchd.address;

@@ -14,8 +14,8 @@ use crate::admission::{self, Admission, Ask, Permit, Policy, PoolRoute};
 use crate::auth::{Guard, Tokens};
 use crate::clock::Clock;
 use crate::engines::EngineKeys;
-use crate::gateway::{AccessLog, Gateway, Settings, relayed};
-use crate::types::{NodeId, PoolId, PoolState, UnixMs};
+use crate::gateway::{Gateway, Settings, relayed};
+use crate::types::{AccessLog, NodeId, PoolId, PoolState, UnixMs};
 
 const COMMIT: Duration = Duration::from_secs(10);
 const QUEUE_TIMEOUT: Duration = Duration::from_mins(5);
