@@ -89,8 +89,8 @@ impl House {
         if crowded && !count.crowded.swap(true, Ordering::Relaxed) {
             warn!(
                 limit = self.limit,
-                "requests are in hand on nearly all connections; more for engines are refused, so that heartbeats find \
-                 room; --max-connections allows more"
+                "requests are in hand on nearly all connections; more for engines are refused, so that heartbeats and \
+                 health checks find room; --max-connections allows more"
             );
         }
         crowded

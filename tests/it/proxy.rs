@@ -63,6 +63,33 @@ fn a_kept_connection_that_the_engine_was_just_closing_is_nobodys_failure() {
 }
 
 #[test]
+fn streams_on_every_connection_keep_no_health_check_from_an_agent() {
+    const LIMIT: usize = 16;
+    let engine = ScriptedEngine::start("m", 2 * LIMIT);
+    engine.always(Script::stream().event("1").silence());
+    let limit = LIMIT.to_string();
+    let mut agent = agent(&engine.named("a"), &["--max-connections", &limit], &[]);
+    let running: Vec<_> = (0..LIMIT - LIMIT / 8)
+        .map(|number| {
+            let answer = http::send(agent.address, &chat(&[])).expect("an answer");
+            assert_eq!(answer.status, 200, "{number}");
+            answer
+        })
+        .collect();
+    let refused = http::send(agent.address, &chat(&[])).expect("an answer");
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("x-orchd-refused"), Some("crowded"));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(refused.header("connection"), Some("close"));
+    for path in ["/health", "/metrics"] {
+        let response = http::get(agent.address, path).expect("an answer");
+        assert_eq!(response.status, 200, "{path}");
+    }
+    agent.logged("requests are in hand on nearly all connections");
+    drop(running);
+}
+
+#[test]
 fn an_agent_that_does_not_answer_is_not_taken_for_its_engine() {
     let engine = ScriptedEngine::start("m", 1);
     engine.script([Script::stream().event("1").silence()]);
