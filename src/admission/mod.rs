@@ -10,9 +10,9 @@ mod views;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::dispatch::{
@@ -98,8 +98,8 @@ pub struct Admission {
     rearm: Notify,
     /// Everything that runs was told to end.
     ended: AtomicBool,
-    /// Readers of engines, to be told of early closes.
-    watchers: RwLock<Vec<Weak<Notify>>>,
+    /// Whoever reads the engines of a node itself, to be told when a look is worth it.
+    readers: RwLock<HashMap<NodeId, watch::Sender<()>>>,
 }
 
 /// A request in line: its place, kept through retries.
@@ -146,7 +146,7 @@ impl Admission {
             directory: RwLock::new(directory),
             rearm: Notify::new(),
             ended: AtomicBool::new(false),
-            watchers: RwLock::default(),
+            readers: RwLock::default(),
         })
     }
 
@@ -323,25 +323,35 @@ impl Admission {
                 state.dispatch.finished();
             }
         });
-        if matches!(quarantine, Quarantine::For(_)) {
-            let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
-            watchers
-                .iter()
-                .filter_map(Weak::upgrade)
-                .for_each(|watcher| watcher.notify_one());
+    }
+
+    /// The engines of this node are to be read soon.
+    fn hurry(&self, node_id: &NodeId) {
+        let readers = self.readers.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reader) = readers.get(node_id) {
+            reader.send_replace(());
         }
     }
 
-    fn eject(self: &Arc<Self>, pool: PoolIx, failure: Failure) {
-        self.locked(|state, now| state.dispatch.eject(now, pool, failure));
+    fn eject(self: &Arc<Self>, pool: PoolIx, failure: Failure) -> bool {
+        self.judge(pool, |dispatch, now| dispatch.eject(now, pool, failure))
     }
 
-    fn pause(self: &Arc<Self>, pool: PoolIx, asked: Option<Millis>) {
-        self.locked(|state, now| state.dispatch.pause(now, pool, asked));
+    fn pause(self: &Arc<Self>, pool: PoolIx, asked: Option<Millis>) -> bool {
+        self.judge(pool, |dispatch, now| dispatch.pause(now, pool, asked))
     }
 
-    fn vindicate(self: &Arc<Self>, grant: Grant) {
-        self.locked(|state, now| state.dispatch.vindicate(now, grant));
+    fn vindicate(self: &Arc<Self>, grant: Grant) -> bool {
+        self.judge(grant.pool, |dispatch, now| dispatch.vindicate(now, grant))
+    }
+
+    /// True when the pool is on trial from now on and was not before, or the other way round.
+    fn judge(self: &Arc<Self>, pool: PoolIx, judgement: impl FnOnce(&mut Dispatch, Mono)) -> bool {
+        self.locked(|State { dispatch, .. }, now| {
+            let before = dispatch.is_on_trial(pool);
+            judgement(dispatch, now);
+            dispatch.is_on_trial(pool) != before
+        })
     }
 
     /// An engine does not answer, or does so again: whoever says the one says the other. Until then its pool is granted
@@ -376,17 +386,14 @@ impl Admission {
         self.state().dispatch.take_retry()
     }
 
-    /// Is notified when a request was closed early, so that a reading of its engine soon tells whether its slot is free.
+    /// Changes when a reading of this node's engines is worth it before its time: a request was closed early, so that it
+    /// tells whether the slot is free; or one was lost, so that it tells whether the engine is gone, or another.
     #[must_use]
-    pub fn early_closes(&self) -> Arc<Notify> {
-        let watcher = Arc::new(Notify::new());
-        let mut watchers = self
-            .watchers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        watchers.retain(|watcher| watcher.strong_count() > 0);
-        watchers.push(Arc::downgrade(&watcher));
-        watcher
+    pub fn wants_reading(&self, node_id: &NodeId) -> watch::Receiver<()> {
+        let mut readers = self.readers.write().unwrap_or_else(PoisonError::into_inner);
+        readers.retain(|_, reader| reader.receiver_count() > 0);
+        let reader = readers.entry(node_id.clone()).or_default();
+        reader.subscribe()
     }
 
     /// A node's pools, as they are to be routed from now on. Running requests of a pool that is gone end by themselves.

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::futures::OwnedNotified;
+use tracing::info;
 
 use crate::dispatch::{Failure, Grant, PoolIx, Quarantine, Turn};
 use crate::types::Millis;
@@ -97,21 +98,40 @@ impl Permit {
     /// The pool could not serve the request, of which nothing is there any more; it is left out for a while.
     pub fn failed(&mut self, failure: Failure) {
         self.phase = Phase::Unserved;
-        self.admission.eject(self.grant.pool, failure);
+        if self.admission.eject(self.grant.pool, failure) {
+            self.log("a pool failed; it is left out for a while");
+        }
+        self.lost();
+    }
+
+    /// The request was lost with its connection, by whoever's fault: what is there now may be another engine, with other
+    /// models.
+    pub fn lost(&self) {
+        self.admission.hurry(&self.upstream.node_id);
     }
 
     /// The engine refused the request because it is busy, and nothing of it is there any more: nothing new goes there for
     /// as long as it asked for, or for 250 ms and longer each time.
     pub fn busy(&mut self, retry_after: Option<Millis>) {
         self.phase = Phase::Unserved;
-        self.admission.pause(self.grant.pool, retry_after);
+        if self.admission.pause(self.grant.pool, retry_after) {
+            self.log("a pool says that it is busy; it gets no new requests for a while");
+        }
     }
 
     /// The pool serves the request: earlier failures and refusals are forgotten.
     pub fn served(&mut self) {
-        if self.grant.probe {
-            self.admission.vindicate(self.grant);
+        if self.grant.probe && self.admission.vindicate(self.grant) {
+            self.log("a pool serves again");
         }
+    }
+
+    /// One line for a transition of its pool.
+    fn log(&self, what: &str) {
+        let Upstream {
+            node_id, pool_id, ..
+        } = &*self.upstream;
+        info!(%node_id, %pool_id, "{what}");
     }
 
     /// The first bytes of an answer came.
@@ -151,5 +171,8 @@ impl Drop for Permit {
         };
         self.admission
             .give_back(self.grant, self.standing.again, self.answered, quarantine);
+        if matches!(quarantine, Quarantine::For(_)) {
+            self.admission.hurry(&self.upstream.node_id);
+        }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
@@ -111,13 +111,13 @@ pub async fn run(
     let mut inventory = inventory::start(settings.gpu_fixture.clone()).await?;
 
     let clock = Clock::new();
-    let hurry = Arc::new(Notify::new());
+    let hurry = watch::Sender::new(());
     let mut events = engines::spawn_watch(
         engines::Settings {
             configured: settings.engines.clone(),
             runtime_dir: Some(settings.runtime_dir.clone()),
             counts: true,
-            hurry: Arc::clone(&hurry),
+            hurry: hurry.subscribe(),
             http: engines::Http::default(),
             at_least: engines::IDLE,
         },

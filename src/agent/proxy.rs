@@ -15,7 +15,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, 
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::info;
 
 use crate::auth::{API_KEY, Area, Guard};
@@ -49,7 +49,7 @@ pub(super) struct Shared {
     /// Every request that runs, also those at engines that have been taken away.
     pub all: Arc<InFlight>,
     /// Asks for the engines to be read soon.
-    pub hurry: Arc<Notify>,
+    pub hurry: watch::Sender<()>,
     /// Who is let in.
     pub guard: Guard,
     /// No new work.
@@ -133,6 +133,7 @@ pub(super) type ProxyBody = Either<Full<Bytes>, RelayBody<Carried>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refused {
     Stopping,
+    Crowded,
     EngineUnreachable,
     UnknownPool,
     BadBody,
@@ -140,8 +141,9 @@ enum Refused {
 }
 
 impl Refused {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Stopping,
+        Self::Crowded,
         Self::EngineUnreachable,
         Self::UnknownPool,
         Self::BadBody,
@@ -154,6 +156,11 @@ impl Refused {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "stopping",
                 "this agent is stopping; ask another node",
+            ),
+            Self::Crowded => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "crowded",
+                "this agent has as many requests in hand as its connections allow; ask another node",
             ),
             Self::EngineUnreachable => (
                 StatusCode::BAD_GATEWAY,
@@ -188,10 +195,13 @@ impl Refused {
             HeaderName::from_static(REFUSED_HEADER),
             HeaderValue::from_static(code),
         );
-        if self == Self::Stopping {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let headers = response.headers_mut();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self == Self::Crowded {
+            // Its connection is needed for others.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
@@ -263,6 +273,9 @@ impl Proxy {
         let (pool_id, _) = rest.split_once('/').unwrap_or((rest, ""));
         let doors = self.0.doors.load();
         let door = doors.get(pool_id).ok_or(Refused::UnknownPool)?;
+        if request.extensions().get::<listen::Crowded>().is_some() {
+            return Err(Refused::Crowded);
+        }
         // Counted first: a stop that comes now either sees this request or is seen by it.
         let carried = Carried {
             guards: Some([door.in_flight.enter(), self.0.all.enter()]),
@@ -352,7 +365,7 @@ impl Proxy {
                 let never_sent = matches!(error, SendError::Connect { .. });
                 info!(pool_id, %error, never_sent, "the engine did not answer a request");
                 // The control plane is to know before the next reading is due.
-                self.0.hurry.notify_waiters();
+                self.0.hurry.send_replace(());
                 Err(Refused::EngineUnreachable)
             }
         }

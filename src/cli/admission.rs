@@ -5,7 +5,7 @@
 
 use clap::builder::TypedValueParser;
 
-use super::value::{Reader, Word};
+use super::value::{Word, reader};
 
 /// Units of a size, largest first.
 const UNITS: [(&str, u64); 4] = [
@@ -84,7 +84,7 @@ fn read_size(text: &str, from_env: bool, max: ByteSize) -> Result<ByteSize, Stri
 
 /// Reads a size from 0 to `max`.
 pub(super) fn size(max: ByteSize) -> impl TypedValueParser<Value = ByteSize> {
-    Reader(move |text: &str, from_env| read_size(text, from_env, max))
+    reader(move |text: &str, from_env| read_size(text, from_env, max))
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::HOUR;
-use super::value::{Unit, Word, Words, duration, text};
-use crate::types::CorsOrigins;
+use super::value::{Unit, Word, duration, text, words};
+use crate::types::{AccessLog, CorsOrigins};
 
 /// What `--assemble` takes.
 const ASSEMBLE: &[Word<Assemble>] = &[
@@ -37,17 +37,6 @@ pub enum Assemble {
     Off,
 }
 
-/// Which requests have a line in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessLog {
-    /// None.
-    Off,
-    /// Each.
-    On,
-    /// Each that did not go well, and some of the others.
-    Sampled,
-}
-
 /// What the gateway of `serve` does with answers.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Gateway")]
@@ -59,7 +48,7 @@ pub struct GatewayArgs {
         value_name = "WORD",
         env = "ORCHD_ASSEMBLE",
         default_value = "on",
-        value_parser = Words(ASSEMBLE)
+        value_parser = words(ASSEMBLE)
     )]
     pub assemble: Assemble,
 
@@ -80,7 +69,7 @@ pub struct GatewayArgs {
         value_name = "WORD",
         env = "ORCHD_ACCESS_LOG",
         default_value = "on",
-        value_parser = Words(ACCESS_LOGS)
+        value_parser = words(ACCESS_LOGS)
     )]
     pub access_log: AccessLog,
 

@@ -31,7 +31,7 @@ pub use config::{
     ConfigCheckArgs, ConfigCommand, ConfigFormat, ConfigShowArgs, ConfigUnitArgs, Process,
 };
 pub use demo::{DemoArgs, DemoProcess};
-pub use gateway::{AccessLog, Assemble, GatewayArgs, HungArgs};
+pub use gateway::{Assemble, GatewayArgs, HungArgs};
 pub use nodes::{
     DetailFormat, NodesCommand, NodesDrainArgs, NodesGetArgs, NodesListArgs, NodesRegisterArgs,
     NodesRemoveArgs, NodesUndrainArgs, NodesWaitArgs, OutputFormat, Selection, Wanted,

@@ -19,7 +19,7 @@ pub enum NodesCommand {
     ///
     /// STATUS is one word, and after a comma what that word hides: `Offline,draining` is a silent node under a drain,
     /// `Online,suspect` one that gets requests only when nothing better is left. GPUS counts equal cards, VRAM-FREE is what the
-    /// engines report, POOLS is ready/total, SLOTS is busy/total (`1/4`: one request runs, and there is room for three more),
+    /// engines report, POOLS is ready/total, SLOTS is busy/total (`1/4`: one request runs, and there is room for three more; `-/4`: nobody knows, the node is Offline),
     /// MODELS is what its pools serve. SEEN is when its last heartbeat came, AGE how long ago it first registered, VERSION
     /// that of its agent. On a terminal, columns that do not fit are left out; `-o wide` shows all of them.
     List(NodesListArgs),

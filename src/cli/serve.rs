@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::admission::{AdmissionPolicy, ByteSize, POLICIES, size};
 use super::gateway::{GatewayArgs, HungArgs};
-use super::value::{Unit, Words, address, cloud, count, duration, text};
+use super::value::{Unit, address, cloud, count, duration, text, words};
 use super::{
     AliasArg, ClientTokenArgs, DAY, EngineArg, EngineSpec, HOUR, ListenerArgs, RuntimeArgs,
     StateArgs, UsageError, name_engines, show_duration,
@@ -197,7 +197,7 @@ pub struct ServeArgs {
         value_name = "POLICY",
         env = "ORCHD_ADMISSION_POLICY",
         default_value = "reject",
-        value_parser = Words(POLICIES),
+        value_parser = words(POLICIES),
         help_heading = "Gateway"
     )]
     pub admission_policy: AdmissionPolicy,

@@ -273,9 +273,22 @@ fn read_duration(
 }
 
 /// Reads one value, knowing whether it came from the environment, and names the variable rather than the flag when it
-/// did: whoever set a variable may never have seen the flag.
+/// did: whoever set a variable may never have seen the flag. Where few words are accepted, completions are told which.
 #[derive(Clone)]
-pub(super) struct Reader<F>(pub(super) F);
+pub(super) struct Reader<F> {
+    read: F,
+    /// A word, and what it means.
+    words: Vec<(&'static str, &'static str)>,
+}
+
+/// Reads whatever `read` accepts; it is told whether the text comes from the environment.
+pub(super) fn reader<T, F>(read: F) -> Reader<F>
+where
+    F: Fn(&str, bool) -> Result<T, String>,
+{
+    let words = Vec::new();
+    Reader { read, words }
+}
 
 impl<T, F> TypedValueParser for Reader<F>
 where
@@ -301,7 +314,7 @@ where
         source: ValueSource,
     ) -> Result<T, clap::Error> {
         let from_env = source == ValueSource::EnvVariable;
-        let read = self.0.clone();
+        let read = self.read.clone();
         StringValueParser::new()
             .try_map(move |text| read(&text, from_env))
             .parse_ref(cmd, arg, value)
@@ -313,55 +326,36 @@ where
                 error
             })
     }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let words = self.words.iter();
+        let values = words.map(|(name, help)| PossibleValue::new(name).help(*help));
+        (!self.words.is_empty()).then(|| Box::new(values) as Box<_>)
+    }
 }
 
 /// A word that stands for a value, and what it means.
 pub(super) type Word<T> = (&'static str, T, &'static str);
 
-/// Reads one of a few words, and tells completions which there are.
-#[derive(Clone)]
-pub(super) struct Words<T: 'static>(pub(super) &'static [Word<T>]);
-
-impl<T: Copy + Send + Sync + 'static> TypedValueParser for Words<T> {
-    type Value = T;
-
-    fn parse_ref(
-        &self,
-        cmd: &clap::Command,
-        arg: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> Result<T, clap::Error> {
-        self.parse_ref_(cmd, arg, value, ValueSource::CommandLine)
-    }
-
-    fn parse_ref_(
-        &self,
-        cmd: &clap::Command,
-        arg: Option<&clap::Arg>,
-        value: &OsStr,
-        source: ValueSource,
-    ) -> Result<T, clap::Error> {
-        let words = self.0;
-        let accepted = || {
-            let names: Vec<&str> = words.iter().map(|(name, ..)| *name).collect();
-            match names.split_last() {
-                Some((last, [])) => format!("must be {last}"),
-                Some((last, others)) => format!("must be {} or {last}", others.join(", ")),
-                None => "takes no value".to_owned(),
-            }
-        };
-        Reader(move |text: &str, _| {
+/// Reads one of a few words.
+pub(super) fn words<T>(words: &'static [Word<T>]) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + Send + Sync + 'static,
+{
+    let accepted = || {
+        let names: Vec<&str> = words.iter().map(|(name, ..)| *name).collect();
+        match names.split_last() {
+            Some((last, [])) => format!("must be {last}"),
+            Some((last, others)) => format!("must be {} or {last}", others.join(", ")),
+            None => "takes no value".to_owned(),
+        }
+    };
+    Reader {
+        read: move |text: &str, _| {
             let found = words.iter().find(|(name, ..)| *name == text);
             found.map(|(_, value, _)| *value).ok_or_else(accepted)
-        })
-        .parse_ref_(cmd, arg, value, source)
-    }
-
-    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        let words = self.0.iter();
-        Some(Box::new(
-            words.map(|(name, _, help)| PossibleValue::new(name).help(*help)),
-        ))
+        },
+        words: words.iter().map(|(name, _, help)| (*name, *help)).collect(),
     }
 }
 
@@ -370,25 +364,25 @@ pub(super) fn duration(
     min: Duration,
     max: Duration,
 ) -> impl TypedValueParser<Value = Duration> {
-    Reader(move |text: &str, from_env| read_duration(text, from_env, unit, min, max))
+    reader(move |text: &str, from_env| read_duration(text, from_env, unit, min, max))
 }
 
 pub(super) fn text<T>() -> impl TypedValueParser<Value = T>
 where
     T: FromStr<Err: fmt::Display> + Clone + Send + Sync + 'static,
 {
-    Reader(|text: &str, _| text.parse().map_err(|e: T::Err| e.to_string()))
+    reader(|text: &str, _| text.parse().map_err(|e: T::Err| e.to_string()))
 }
 
 pub(super) fn count(min: u32, max: u32) -> impl TypedValueParser<Value = u32> {
-    Reader(move |text: &str, _| match text.parse() {
+    reader(move |text: &str, _| match text.parse() {
         Ok(number) if (min..=max).contains(&number) => Ok(number),
         _ => Err(format!("must be a whole number, {min} to {max}")),
     })
 }
 
 pub(super) fn address() -> impl TypedValueParser<Value = SocketAddr> {
-    Reader(|text: &str, _| {
+    reader(|text: &str, _| {
         text.parse().map_err(|_| {
             "must be an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned()
         })
@@ -396,7 +390,7 @@ pub(super) fn address() -> impl TypedValueParser<Value = SocketAddr> {
 }
 
 pub(super) fn cloud() -> impl TypedValueParser<Value = bool> {
-    Reader(|text: &str, _| match text {
+    reader(|text: &str, _| match text {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err("must be true, false, 1 or 0".to_owned()),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tracing::warn;
 
-use crate::cli::{AccessLog, AdmissionPolicy, Assemble, ConnectArgs, ServeArgs};
+use crate::cli::{AdmissionPolicy, Assemble, ConnectArgs, ServeArgs};
 use crate::engines::Engine;
 use crate::server::{self, ServeError, Setup};
 use crate::types::millis;
@@ -118,11 +118,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<server::Settings> {
             assemble: args.gateway.assemble == Assemble::On,
             sse_commit: args.gateway.sse_commit,
             hung_after: args.hung.hung_after,
-            access_log: match args.gateway.access_log {
-                AccessLog::Off => gateway::AccessLog::Off,
-                AccessLog::On => gateway::AccessLog::On,
-                AccessLog::Sampled => gateway::AccessLog::Sampled,
-            },
+            access_log: args.gateway.access_log,
             cors_origins: args.gateway.cors_origins,
         },
         aliases,

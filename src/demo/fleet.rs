@@ -3,6 +3,7 @@
 //! Invariants: a part that ends is told of and not started again; agents are ended before the control plane, so that they
 //! leave its list, and engines last; when this is dropped, nothing of it runs any more.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -75,7 +76,7 @@ pub enum DemoError {
     #[error("{what}: {source}")]
     System {
         /// What was being done.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// Why it failed.
         source: io::Error,
     },
@@ -118,11 +119,18 @@ impl Fleet {
     /// What the system refuses.
     pub fn start(settings: Settings) -> Result<Self, DemoError> {
         let children = signal(SignalKind::child()).map_err(system("cannot hear of processes"))?;
-        let place = Place::make().map_err(system("cannot make a temporary directory"))?;
+        let temporary = std::env::temp_dir();
+        let place = Place::make_in(&temporary).map_err(system(format!(
+            "cannot make a directory in {} (TMPDIR says where)",
+            temporary.display()
+        )))?;
         let gpus = settings.engines != Engines::BuiltIn;
         place
             .write_config(settings.listen, NODE_TIMEOUT, GRACE, gpus)
-            .map_err(system("cannot write into the temporary directory"))?;
+            .map_err(system(format!(
+                "cannot write into {}",
+                place.dir().display()
+            )))?;
         let server: HttpUrl = url(settings.listen);
         let client = Client::new(vec![server], None, ANSWER)?;
         // It asks its own machine, where no proxy of the environment is wanted.
@@ -373,6 +381,7 @@ fn free_address() -> Result<SocketAddr, DemoError> {
         .map_err(system("no port is free"))
 }
 
-fn system(what: &'static str) -> impl Fn(io::Error) -> DemoError {
+fn system(what: impl Into<Cow<'static, str>>) -> impl FnOnce(io::Error) -> DemoError {
+    let what = what.into();
     move |source| DemoError::System { what, source }
 }

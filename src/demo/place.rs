@@ -27,12 +27,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Makes one, in the directory for temporary files.
-    pub fn make() -> io::Result<Self> {
-        Self::make_in(&std::env::temp_dir())
-    }
-
-    fn make_in(parent: &Path) -> io::Result<Self> {
+    /// Makes one, in a directory for temporary files.
+    pub fn make_in(parent: &Path) -> io::Result<Self> {
         remove_left_over(parent);
         let name = random::name();
         // It gets its name when it is locked: under that name another demo would take it for one that was left.

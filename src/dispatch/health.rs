@@ -41,6 +41,12 @@ impl Dispatch {
         self.grown.push(ix);
     }
 
+    /// Whether the pool failed or refused, and has not been shown to be back.
+    #[must_use]
+    pub fn is_on_trial(&self, ix: PoolIx) -> bool {
+        self.pools[ix.0 as usize].is_on_trial()
+    }
+
     /// The engine does not answer, or does so again. Until then nothing new goes there; whoever waits for it waits on.
     /// A reading begun after it was found silent shows as well that it answers.
     pub fn hang(&mut self, now: Mono, ix: PoolIx, hung: bool) {

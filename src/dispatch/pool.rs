@@ -130,7 +130,7 @@ impl Pool {
     }
 
     /// It failed or refused, and has served nothing since.
-    fn is_on_trial(&self) -> bool {
+    pub fn is_on_trial(&self) -> bool {
         self.strikes > 0 || self.refusals > 0
     }
 

@@ -1,10 +1,9 @@
 //! One look at the engines of a machine, for whoever sets it up.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 
@@ -62,7 +61,7 @@ pub async fn probe(configured: Vec<Engine>, runtime_dir: PathBuf, clock: Clock) 
 
 async fn first_reading(engine: Engine, clock: Clock) -> Option<Reading> {
     let (readings, mut inbox) = mpsc::channel(1);
-    let hurry = Arc::new(Notify::new());
+    let (_nobody, hurry) = watch::channel(());
     let reads = reader::watch(engine, clock, None, hurry, IDLE, Http::default(), readings);
     tokio::select! {
         reading = inbox.recv() => reading,

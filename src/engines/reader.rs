@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -26,13 +26,13 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 const HURRIED: Duration = Duration::from_millis(50);
 
 /// Reads an engine until the receiver is gone. `in_flight` is the reader's own requests there, where it is the one who
-/// sends them all, or what it was told of them. `hurry` asks for readings soon: one after 50 ms, then after twice as long each time. The pause between
-/// two readings is never longer than `at_least`.
+/// sends them all, or what it was told of them. `hurry` asks for readings soon: one after 50 ms, then after twice as long
+/// each time. The pause between two readings is never longer than `at_least`.
 pub async fn watch(
     engine: Engine,
     clock: Clock,
     in_flight: Option<Arc<InFlight>>,
-    hurry: Arc<Notify>,
+    mut hurry: watch::Receiver<()>,
     at_least: Duration,
     http: Http,
     readings: mpsc::Sender<Reading>,
@@ -78,12 +78,20 @@ pub async fn watch(
             () = tokio::time::sleep(pause) => {
                 hurried = hurried.map(|soon| soon * 2).filter(|soon| *soon < WORKING);
             }
-            () = hurry.notified() => {
+            () = asked(&mut hurry) => {
                 hurried = Some(HURRIED);
                 tokio::time::sleep(HURRIED).await;
             }
             () = readings.closed() => return,
         }
+    }
+}
+
+/// Waits until a reading is asked for. One that is asked for during a reading comes after it: that one began too early.
+async fn asked(hurry: &mut watch::Receiver<()>) {
+    if hurry.changed().await.is_err() {
+        // Nobody is left to ask.
+        std::future::pending().await
     }
 }
 

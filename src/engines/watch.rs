@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
@@ -27,7 +27,7 @@ const ON_THEIR_WAY: usize = 64;
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 
 /// Which engines are to be watched, and how.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Those that were named outright.
     pub configured: Vec<Engine>,
@@ -37,7 +37,7 @@ pub struct Settings {
     /// may [tell](InFlight::tell) there what it knows.
     pub counts: bool,
     /// Asks for readings soon: one after 50 ms, then after twice as long each time.
-    pub hurry: Arc<Notify>,
+    pub hurry: watch::Receiver<()>,
     /// What they are read with.
     pub http: Http,
     /// The longest pause between two readings of an engine.
@@ -186,7 +186,7 @@ impl Watch {
             engine.clone(),
             self.clock,
             Some(Arc::clone(&in_flight)),
-            Arc::clone(&self.settings.hurry),
+            self.settings.hurry.clone(),
             self.settings.at_least,
             self.settings.http.clone(),
             readings,

@@ -17,7 +17,6 @@ use crate::relay::{self, Broken, RelayBody};
 
 use super::GatewayError;
 use super::dialect::{Dialect, InBand};
-use super::error::DRAIN_DEADLINE;
 use super::exchange::{Carried, Failed, Reply, Whole};
 use super::record::{ENGINE_ERROR, Record};
 
@@ -95,37 +94,29 @@ pub enum AnswerError {
     /// The engine's side broke.
     #[error(transparent)]
     Upstream(Broken),
-    /// Its node is being emptied, and the time for that is over.
-    #[error("{DRAIN_DEADLINE}")]
-    DrainDeadline,
-    /// The process is stopping, and the time for that is over.
-    #[error("{SHUTTING_DOWN}")]
-    ShuttingDown,
+    /// It was ended from outside.
+    #[error(transparent)]
+    Ended(GatewayError),
 }
 
 const ENGINE_LOST: &str = "the engine was lost while it answered; what came before is incomplete";
-const SHUTTING_DOWN: &str =
-    "the server is stopping, and its time for running requests is over; send the request again";
 
 impl AnswerError {
     fn of(broken: Broken, carried: &Carried) -> Self {
         match broken {
-            Broken::Ended if carried.is_shutdown() => Self::ShuttingDown,
-            Broken::Ended => Self::DrainDeadline,
+            Broken::Ended => Self::Ended(GatewayError::ended(carried.is_shutdown())),
             broken => Self::Upstream(broken),
         }
     }
 
-    fn in_band(&self) -> InBand<'static> {
-        let (message, code) = match self {
-            Self::Upstream(_) => (ENGINE_LOST, "worker_reset"),
-            Self::DrainDeadline => (DRAIN_DEADLINE, "drain_deadline"),
-            Self::ShuttingDown => (SHUTTING_DOWN, "shutting_down"),
-        };
-        InBand {
-            message,
-            kind: "server_error",
-            code,
+    /// What the client is told, and what an event says of it: OpenAI's `type` and our code.
+    fn told(&self) -> (String, &'static str, &'static str) {
+        match self {
+            Self::Upstream(_) => (ENGINE_LOST.to_owned(), "server_error", "worker_reset"),
+            Self::Ended(error) => {
+                let (_, kind, code) = error.table();
+                (error.to_string(), kind, code)
+            }
         }
     }
 }
@@ -198,8 +189,8 @@ impl Relayed {
         };
         let carried = body.load_mut();
         let why = AnswerError::of(broken, carried);
-        let error = why.in_band();
-        carried.cut(error.code);
+        let (message, kind, code) = why.told();
+        carried.cut(code);
         if let Some(outlet) = carried.record().outlet() {
             let (node_id, pool_id) = (&outlet.upstream.node_id, &outlet.upstream.pool_id);
             let id = carried.record().called();
@@ -208,7 +199,11 @@ impl Relayed {
         }
         self.next = Some(match self.dialect {
             Some(dialect) => {
-                let event = dialect.error(error);
+                let event = dialect.error(InBand {
+                    message: &message,
+                    kind,
+                    code,
+                });
                 // An event that was cut off cannot be taken back; an empty line at least ends it.
                 Ok(if self.tail.ends_event() {
                     event

@@ -16,9 +16,6 @@ const BACKOFF_MS: HeaderName = HeaderName::from_static("x-backoff-ms");
 /// When to come back after a refusal whose end cannot be foreseen.
 const UNFORESEEN_MS: Millis = 1_000;
 
-/// What a client is told whose request was ended by a drain.
-pub(super) const DRAIN_DEADLINE: &str = "the node that worked on this request is being drained, and its time is over; send the request again";
-
 /// Why a request under `/v1` is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
@@ -66,6 +63,11 @@ pub enum GatewayError {
     /// No slot.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Too many requests are in hand, whatever they wait for.
+    #[error(
+        "the control plane has as many requests in hand as its connections allow; try again later"
+    )]
+    Crowded,
     /// No pool answered.
     #[error("no engine answered this request; the last attempt: {detail}")]
     Upstream {
@@ -74,9 +76,16 @@ pub enum GatewayError {
         /// How often it was tried.
         attempts: u32,
     },
-    /// Its node is being emptied.
-    #[error("{DRAIN_DEADLINE}")]
+    /// Its node is being emptied, and the time for that is over.
+    #[error(
+        "the node that worked on this request is being drained, and its time is over; send the request again"
+    )]
     DrainDeadline,
+    /// The process is stopping, and the time for that is over.
+    #[error(
+        "the server is stopping, and its time for running requests is over; send the request again"
+    )]
+    ShutDown,
     /// A defect of ours.
     #[error("the gateway failed while it handled this request; its log says more")]
     Internal,
@@ -90,6 +99,15 @@ fn list(known: &[Arc<str>]) -> String {
 }
 
 impl GatewayError {
+    /// A request that ran was ended from outside.
+    pub(super) fn ended(by_shutdown: bool) -> Self {
+        if by_shutdown {
+            Self::ShutDown
+        } else {
+            Self::DrainDeadline
+        }
+    }
+
     /// Every code of the table, for metrics.
     pub(super) const CODES: [&str; 18] = [
         "invalid_json",
@@ -134,7 +152,7 @@ impl GatewayError {
                 (StatusCode::FORBIDDEN, "permission_error", "forbidden")
             }
             Self::Denied(_) => (StatusCode::UNAUTHORIZED, invalid, "invalid_api_key"),
-            Self::Refused(Refused::QueueFull { .. } | Refused::NoRoom { .. }) => (
+            Self::Crowded | Self::Refused(Refused::QueueFull { .. } | Refused::NoRoom { .. }) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
                 "queue_full",
@@ -154,7 +172,7 @@ impl GatewayError {
                 "server_error",
                 "no_ready_pool",
             ),
-            Self::Refused(Refused::ShuttingDown) => (
+            Self::ShutDown | Self::Refused(Refused::ShuttingDown) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "server_error",
                 "shutting_down",
@@ -181,7 +199,9 @@ impl GatewayError {
                 | Refused::NoRoom { retry_after_ms }
                 | Refused::Dropped { retry_after_ms },
             ) => Some(*retry_after_ms),
-            Self::Refused(_) | Self::DrainDeadline => Some(UNFORESEEN_MS),
+            Self::Crowded | Self::Refused(_) | Self::DrainDeadline | Self::ShutDown => {
+                Some(UNFORESEEN_MS)
+            }
             _ => None,
         }
     }
@@ -215,6 +235,10 @@ impl GatewayError {
         if status == StatusCode::UNAUTHORIZED {
             // RFC 9110, 15.5.2.
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Self::Crowded = self {
+            // Its connection is needed for others.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if let Self::Method { allowed } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));

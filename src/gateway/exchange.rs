@@ -1,7 +1,8 @@
 //! One request on its way: as many attempts as it takes, until there is an answer that is the client's.
 //!
 //! Invariants: an attempt that failed has sent the client nothing; the slots of an attempt are given back before the next
-//! one asks for some; whatever drops an exchange closes its upstream.
+//! one asks for some; a request that pauses before it goes to the same pool again does so with its slots in hand, since
+//! nobody overtakes it; whatever drops an exchange closes its upstream.
 
 mod carried;
 mod judge;
@@ -63,6 +64,15 @@ pub(super) enum Reply {
 pub(super) struct Failed {
     pub error: GatewayError,
     pub record: Box<Record>,
+}
+
+impl Failed {
+    /// No engine answered.
+    fn upstream(detail: String, record: Box<Record>) -> Self {
+        let attempts = record.attempts;
+        let error = GatewayError::Upstream { detail, attempts };
+        Self { error, record }
+    }
 }
 
 /// One request, read.
@@ -218,16 +228,13 @@ impl Exchange {
                     return Err(Failed { error, record });
                 }
             };
+            record.has_waited();
             let mut end = permit.end_signal();
             let same = ask.avoid == Some(permit.pool());
             if let Some(failed) = failed.filter(|_| same) {
                 let pause = SAME_POOL_PAUSES[(record.attempts as usize).clamp(1, 2) - 1];
                 if ends_before(failed + pause, &mut end).await {
-                    let error = if permit.is_shutdown() {
-                        Refused::ShuttingDown.into()
-                    } else {
-                        GatewayError::DrainDeadline
-                    };
+                    let error = GatewayError::ended(permit.is_shutdown());
                     return Err(Failed { error, record });
                 }
             }
@@ -328,11 +335,7 @@ fn give_up(said: Option<Said>, detail: String, mut record: Box<Record>) -> Resul
                 record,
             }))
         }
-        None => {
-            let attempts = record.attempts;
-            let error = GatewayError::Upstream { detail, attempts };
-            Err(Failed { error, record })
-        }
+        None => Err(Failed::upstream(detail, record)),
     }
 }
 

@@ -16,11 +16,13 @@ mod outlet;
 mod peek;
 mod record;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 
 use crate::admission::{Admission, ModelIx, Permit, Upstream};
@@ -30,11 +32,10 @@ use crate::listen;
 use crate::metrics::{Meter, Relayed};
 use crate::random;
 use crate::relay::{self, Outgoing};
-use crate::types::{CorsOrigins, LOCAL_NODE, UnixMs, listed_model_id};
+use crate::types::{AccessLog, CorsOrigins, LOCAL_NODE, UnixMs, listed_model_id};
 
 pub use answer::GatewayBody;
 pub use error::GatewayError;
-pub use record::AccessLog;
 
 use cors::Page;
 use dialect::Dialect;
@@ -138,16 +139,34 @@ impl Gateway {
             let answer = page.preflight(request.headers(), allow);
             listen::discard(request.into_body()).await;
             answer
-        } else if about_models {
-            self.about_models(request).await
         } else {
-            let record = Box::new(Record::new(&self.book, id.clone()));
-            self.relay(request, record).await
+            // A defect is this request's 500, which is told as every other answer is.
+            AssertUnwindSafe(self.answer(request, about_models, &id))
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| GatewayError::Internal.response())
         };
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id);
         page.mark(headers);
         response
+    }
+
+    async fn answer<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        about_models: bool,
+        id: &HeaderValue,
+    ) -> Response<GatewayBody>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if about_models {
+            return self.about_models(request).await;
+        }
+        let record = Box::new(Record::new(&self.book, id.clone()));
+        self.relay(request, record).await
     }
 
     async fn about_models<B>(&self, request: Request<B>) -> Response<GatewayBody>
@@ -284,7 +303,10 @@ impl Gateway {
         let admitted = self.guard.admit(request.headers(), Area::Models);
         let refusal = match (admitted, request.method()) {
             (Ok(()), _) if !is_endpoint(request.uri().path()) => Some(GatewayError::UnknownPath),
-            (Ok(()), &Method::POST) => None,
+            (Ok(()), &Method::POST) => {
+                let crowded = request.extensions().get::<listen::Crowded>();
+                crowded.map(|_| GatewayError::Crowded)
+            }
             (Ok(()), _) => Some(GatewayError::Method { allowed: "POST" }),
             (Err(denied), _) => Some(denied.into()),
         };

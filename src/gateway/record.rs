@@ -14,6 +14,7 @@ use tracing::info;
 
 use crate::metrics::{Course, Meter, Phase, Relayed, UNKNOWN_MODEL};
 use crate::relay::End;
+use crate::types::AccessLog;
 
 use super::outlet::Outlet;
 
@@ -22,17 +23,6 @@ const SAMPLE: u64 = 100;
 
 /// How a request ends that its engine refused.
 pub(super) const ENGINE_ERROR: &str = "engine_error";
-
-/// Which requests have a line in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessLog {
-    /// None.
-    Off,
-    /// Each.
-    On,
-    /// Each that did not go well, and one in a hundred of the others.
-    Sampled,
-}
 
 /// Where records are told.
 #[derive(Debug)]
@@ -127,12 +117,13 @@ impl Record {
         self.phase = Phase::Queue;
     }
 
-    /// It has a slot there.
+    /// It has a slot: its wait is over. What it pauses after that is no wait for slots.
+    pub fn has_waited(&mut self) {
+        self.queued += (self.asked.take()).map_or(Duration::ZERO, |asked| asked.elapsed());
+    }
+
+    /// It is sent there.
     pub fn goes_to(&mut self, outlet: Arc<Outlet>) {
-        self.queued += self
-            .asked
-            .take()
-            .map_or(Duration::ZERO, |asked| asked.elapsed());
         self.attempts += 1;
         self.outlet = Some(outlet);
         self.phase = Phase::Prefill;
@@ -206,14 +197,14 @@ impl Drop for Record {
             // The client is told that we failed.
             self.refused(StatusCode::INTERNAL_SERVER_ERROR, "internal_error");
         }
+        let has_asked = self.has_asked();
+        // A wait that ended without a slot is one all the same.
+        self.has_waited();
         let book = Arc::clone(&self.book);
         let meter = self.meter.as_ref().unwrap_or_else(|| {
             book.unknown
                 .get_or_init(|| book.relayed.meter(UNKNOWN_MODEL))
         });
-        let has_asked = self.has_asked();
-        // A wait that ended without a slot is one all the same.
-        self.queued += (self.asked.take()).map_or(Duration::ZERO, |asked| asked.elapsed());
         let outcome = match (self.outcome, self.status) {
             (Some(code), _) => code,
             (None, Some(status)) if self.whole && status.as_u16() < 400 => "ok",

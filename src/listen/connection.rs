@@ -5,11 +5,13 @@ use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,7 +25,7 @@ use crate::types::{ErrorBody, ErrorCode, SPEAKS_TLS, VERSION, VERSION_HEADER};
 
 use super::held::Desk;
 use super::line::Line;
-use super::places::Place;
+use super::places::{Crowded, Place};
 use super::{Answer, Handler, stop_asked};
 
 /// A client that takes longer over a request head is not one. Counted from the moment the connection is ready for one, so
@@ -56,11 +58,16 @@ pub(super) async fn serve<H: Handler>(
     let Some(acceptor) = tls else {
         return http(stream, handler, place, stopped).await;
     };
-    let shaking = shake_hands(stream, &acceptor);
+    let begun = AtomicBool::new(false);
+    let shaking = shake_hands(stream, &acceptor, &begun);
     tokio::pin!(shaking);
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking.as_mut()) => shaken,
-        () = place.asked_to_leave() => return,
+        // Whoever says nothing makes room at once; whoever has begun may be about to ask.
+        () = place.asked_to_leave() => {
+            let patience = if begun.load(Ordering::Relaxed) { LINGER } else { Duration::ZERO };
+            tokio::time::timeout(patience, shaking.as_mut()).await
+        }
         // Whoever connected before the stop is answered.
         () = told_of_stop(&mut stopped) => tokio::time::timeout(LINGER, shaking.as_mut()).await,
     };
@@ -79,13 +86,15 @@ async fn told_of_stop(stopped: &mut Option<watch::Receiver<Option<Duration>>>) {
     }
 }
 
-/// `None` for a client that speaks plain HTTP: it was told so in its own words.
+/// `None` for a client that speaks plain HTTP: it was told so in its own words. `begun` is set once it has said anything.
 async fn shake_hands(
     mut stream: TcpStream,
     acceptor: &Acceptor,
+    begun: &AtomicBool,
 ) -> std::io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
     let mut first = [0];
     let read = stream.peek(&mut first).await?;
+    begun.store(true, Ordering::Relaxed);
     // A TLS record begins with its type, 22 for a handshake; a request begins with a method.
     if read == 1 && first[0].is_ascii_uppercase() {
         stream.write_all(plain_http_refusal().as_bytes()).await?;
@@ -119,10 +128,13 @@ async fn http<H, IO>(
 {
     let (desk, line) = (Desk::new(), Line::new(stream));
     let (held, carried) = (Arc::clone(&place), desk.clone());
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let handler = handler.clone();
-        let uri = Request::uri(&request).clone();
+        let uri = request.uri().clone();
         let (in_hand, carried) = (held.work(), carried.clone());
+        if in_hand.is_crowded() {
+            request.extensions_mut().insert(Crowded);
+        }
         async move {
             // A defect in one request is that request's 500.
             let answer = AssertUnwindSafe(handler.handle(request))
@@ -148,22 +160,22 @@ async fn http<H, IO>(
         place,
     };
     let place = Arc::clone(&attended.place);
-    let ended = tokio::select! {
-        ended = attended.drive() => ended,
-        () = told_of_stop(&mut stopped) => {
-            // A request that is on its way is read before the connection is closed.
-            match tokio::time::timeout(LINGER, attended.drive()).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    attended.connection.as_mut().graceful_shutdown();
-                    attended.last_words().await
-                }
+    // A request that is on its way is read before the connection is closed: after a stop there is time for it; where room
+    // is needed, what is there already is read and no more.
+    let (ended, patience) = tokio::select! {
+        ended = attended.drive() => (Some(ended), Duration::ZERO),
+        () = told_of_stop(&mut stopped) => (None, LINGER),
+        () = place.asked_to_leave() => (None, Duration::ZERO),
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => match tokio::time::timeout(patience, attended.drive()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                attended.connection.as_mut().graceful_shutdown();
+                attended.last_words().await
             }
-        }
-        () = place.asked_to_leave() => {
-            attended.connection.as_mut().graceful_shutdown();
-            attended.last_words().await
-        }
+        },
     };
     match ended {
         Ended::Served(Ok(())) => {}

@@ -35,6 +35,7 @@ use tracing::{info, warn};
 use crate::tls::Acceptor;
 
 pub use collect::{CollectError, collect, discard};
+pub use places::Crowded;
 use places::{House, Places};
 
 /// Connections that may wait to be taken in: a whole fleet comes back within one moment after a restart, and whoever finds
@@ -105,7 +106,7 @@ pub struct Settings {
     /// Speaks TLS with this certificate; without one, plain HTTP.
     pub tls: Option<Acceptor>,
     /// Connections at one time, over all threads; those that are just being closed to make room for others come on top,
-    /// an eighth of it at most.
+    /// an eighth of it at most. Requests that arrive while requests are in hand on seven eighths of them are [`Crowded`].
     pub max_connections: usize,
 }
 

@@ -2,6 +2,9 @@
 //!
 //! The limit is one for all threads: which of them takes a connection in is chance, and nobody is to give way to that. Who
 //! gives way is each thread's own affair; one that has nobody takes no more in until another, which does, has made room.
+//! An eighth of the places is a reserve: a request that arrives while only those are left is marked [`Crowded`], and whoever
+//! answers it refuses what may take long, so that requests that wait for a slot never keep out a heartbeat or a health check.
+//! Which of the two a connection brings is not known before its request is read: so both are let in, and told apart then.
 //! Invariants: only a connection on which no request is in hand is asked to leave, the longest idle of its thread first;
 //! nothing is counted twice, and nothing is locked.
 
@@ -11,6 +14,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 use tokio::sync::Notify;
 use tokio::task::Id;
+use tracing::{info, warn};
+
+/// The part of all places that is kept for requests that are answered at once.
+const RESERVE: usize = 8;
+
+/// An extension of a request that arrived while only the reserve of places was left: what may keep its connection busy for
+/// long is to be refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crowded;
 
 /// How many connections there may be over all threads, and are. Cloned into every thread.
 #[derive(Debug, Clone)]
@@ -24,6 +36,10 @@ struct Count {
     all: AtomicUsize,
     /// Those that have not been asked to leave.
     staying: AtomicUsize,
+    /// Requests in hand.
+    in_hand: AtomicUsize,
+    /// Only the reserve is left, as the log was told.
+    crowded: AtomicBool,
 }
 
 /// Connections of one thread.
@@ -40,6 +56,7 @@ pub(super) struct Places {
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Place {
+    house: House,
     /// Requests in hand: one, or for a moment two, when the next of a connection is there before the last is put away.
     in_hand: AtomicU32,
     /// The moment at which it became idle, while it is.
@@ -57,6 +74,37 @@ impl House {
         Self {
             limit: limit.max(1),
             count: Arc::default(),
+        }
+    }
+
+    /// How many requests may be in hand while there is room for more than the reserve.
+    fn unreserved(&self) -> usize {
+        self.limit - self.limit / RESERVE
+    }
+
+    /// A request is in hand. True when it has one of the places of the reserve.
+    fn begin(&self) -> bool {
+        let count = &self.count;
+        let crowded = count.in_hand.fetch_add(1, Ordering::Relaxed) >= self.unreserved();
+        if crowded && !count.crowded.swap(true, Ordering::Relaxed) {
+            warn!(
+                limit = self.limit,
+                "requests are in hand on nearly all connections; more for engines are refused, so that heartbeats and \
+                 health checks find room; --max-connections allows more"
+            );
+        }
+        crowded
+    }
+
+    fn end(&self) {
+        let count = &self.count;
+        let left = count.in_hand.fetch_sub(1, Ordering::Relaxed) - 1;
+        // Not for a moment only: one line for a crowd, however it comes and goes.
+        if count.crowded.load(Ordering::Relaxed)
+            && left <= self.unreserved() / 2
+            && count.crowded.swap(false, Ordering::Relaxed)
+        {
+            info!("there is room for requests to engines again");
         }
     }
 
@@ -110,6 +158,7 @@ impl Places {
     /// A new connection, which is idle until its first request is there.
     pub fn take(&self) -> Arc<Place> {
         let place = Place {
+            house: self.house.clone(),
             in_hand: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             moments: Arc::clone(&self.moments),
@@ -180,7 +229,10 @@ impl Place {
     pub fn work(self: &Arc<Self>) -> InHand {
         self.served.store(true, Ordering::Relaxed);
         self.in_hand.fetch_add(1, Ordering::Relaxed);
-        InHand(Arc::clone(self))
+        InHand {
+            crowded: self.house.begin(),
+            place: Arc::clone(self),
+        }
     }
 
     fn rest(&self) {
@@ -197,20 +249,33 @@ impl Place {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Waits until the place is needed for somebody else.
+    /// Waits until the place is needed for somebody else. Whoever was asked once stays asked.
     pub async fn asked_to_leave(&self) {
-        self.leave.notified().await;
+        while !self.asked.load(Ordering::Relaxed) {
+            self.leave.notified().await;
+        }
     }
 }
 
 /// A request in hand.
 #[derive(Debug)]
-pub(super) struct InHand(Arc<Place>);
+pub(super) struct InHand {
+    place: Arc<Place>,
+    crowded: bool,
+}
+
+impl InHand {
+    /// Whether only the reserve of places was left when it came.
+    pub fn is_crowded(&self) -> bool {
+        self.crowded
+    }
+}
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.0.rest();
-        self.0.in_hand.fetch_sub(1, Ordering::Relaxed);
+        self.place.rest();
+        self.place.in_hand.fetch_sub(1, Ordering::Relaxed);
+        self.place.house.end();
     }
 }
 
@@ -308,6 +373,40 @@ mod tests {
         let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         assert_eq!(count(&house.count.all), 2);
         assert_eq!(count(&house.count.staying), 2);
+    }
+
+    #[tokio::test]
+    async fn an_eighth_of_the_places_is_kept_for_what_is_answered_at_once() {
+        let house = House::new(16);
+        let (_few, some, _tasks) = crowd(&house, 6);
+        let (_many, others, _tasks) = crowd(&house, 10);
+        let all = || some.iter().chain(&others).map(|(_, place)| place);
+        let mut in_hand: Vec<InHand> = all().map(Place::work).collect();
+        let crowded = |in_hand: &[InHand]| in_hand.iter().filter(|one| one.is_crowded()).count();
+        assert_eq!(crowded(&in_hand), 2, "whichever thread they are of");
+        assert!(in_hand[14].is_crowded() && in_hand[15].is_crowded());
+        // There is room again as soon as those have gone, and the log says so once most have.
+        let again = |in_hand: &mut Vec<InHand>| {
+            drop(in_hand.pop());
+            some[0].1.work().is_crowded()
+        };
+        assert!(again(&mut in_hand));
+        assert!(again(&mut in_hand));
+        assert!(!again(&mut in_hand));
+        let told = || house.count.crowded.load(Ordering::Relaxed);
+        in_hand.truncate(8);
+        assert!(told());
+        in_hand.truncate(7);
+        assert!(!told());
+    }
+
+    #[tokio::test]
+    async fn who_was_asked_to_leave_stays_asked() {
+        let (mut places, all, _tasks) = crowd(&House::new(1), 2);
+        assert!(places.make_room());
+        all[0].1.asked_to_leave().await;
+        // A handshake was let go on: what comes after it hears of it, too.
+        all[0].1.asked_to_leave().await;
     }
 
     #[tokio::test]

@@ -92,6 +92,28 @@ pub enum SendError {
     Path(String),
 }
 
+/// Whether it is the upstream's doing that it cannot be reached, and not for want of descriptors or of ports here, or of a
+/// name service.
+#[must_use]
+pub fn is_upstreams(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData,
+        NetworkUnreachable, TimedOut, UnexpectedEof,
+    };
+    matches!(
+        kind,
+        ConnectionRefused
+            | ConnectionReset
+            | ConnectionAborted
+            | HostUnreachable
+            | NetworkUnreachable
+            | TimedOut
+            | UnexpectedEof
+            // A certificate that cannot be trusted, or something that speaks no HTTP.
+            | InvalidData
+    )
+}
+
 /// How long the idle connections of an upstream are kept: less than it keeps its side open (llama-server 5 s, measured;
 /// an agent 30 s, see `listen`), since a request on a connection that is just being closed is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::types::Origin;
 
-use super::{Outgoing, Peer, connections, message};
+use super::{Outgoing, Peer, connections, is_upstreams, message};
 
 /// How often the counters are compared.
 const TICK: Duration = Duration::from_millis(250);
@@ -68,10 +68,10 @@ impl fmt::Debug for Vitals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Died {
     /// It takes no connections any more.
-    #[error("the engine is gone: it was silent, and refuses new connections")]
+    #[error("it is gone: it was silent, and refuses new connections")]
     Gone,
     /// It takes them, and has answered nothing for too long.
-    #[error("the engine hangs: it was silent, and does not answer on new connections either")]
+    #[error("it hangs: it was silent, and does not answer on new connections either")]
     Hung,
 }
 
@@ -253,7 +253,11 @@ impl Drop for Post {
 
 async fn watch(post: Post) {
     let vitals = &post.0;
-    let engine = vitals.origin.authority.as_str();
+    let at = vitals.origin.authority.as_str();
+    let who = match vitals.peer {
+        Peer::Engine => "engine",
+        Peer::Agent => "agent",
+    };
     let mut tick = interval(TICK);
     // When this process was the one that stood still, that was one tick.
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -276,7 +280,7 @@ async fn watch(post: Post) {
             Finding::Alive => {
                 if let Some(since) = hung.take() {
                     vitals.set_hung(false);
-                    info!(engine, after = ?since.elapsed(), "the engine answers again");
+                    info!(at, after = ?since.elapsed(), "the {who} answers again");
                 }
             }
             Finding::Gone => {
@@ -284,23 +288,22 @@ async fn watch(post: Post) {
                 vitals.set_hung(false);
                 let streams = vitals.end(Died::Gone);
                 warn!(
-                    engine,
-                    streams, "the engine refuses connections; its silent streams end"
+                    at,
+                    streams, "the {who} refuses connections; its silent streams end"
                 );
             }
             Finding::Silent => {
                 if hung.is_none() {
                     warn!(
-                        engine,
-                        streams,
-                        "the engine does not answer; it gets no new requests until it does"
+                        at,
+                        streams, "the {who} does not answer; it gets no new requests until it does"
                     );
                 }
                 vitals.set_hung(true);
                 if hung.get_or_insert(begun).elapsed() >= vitals.hung_after {
                     let streams = vitals.end(Died::Hung);
                     if streams > 0 {
-                        warn!(engine, streams, after = ?vitals.hung_after, "the engine still does not answer; its silent streams end");
+                        warn!(at, streams, after = ?vitals.hung_after, "the {who} still does not answer; its silent streams end");
                     }
                 }
             }
@@ -323,16 +326,12 @@ enum Finding {
 }
 
 async fn ask(origin: &Origin, peer: Peer) -> Finding {
-    use io::ErrorKind::{
-        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData,
-        NetworkUnreachable, TimedOut, UnexpectedEof,
-    };
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset};
     match timeout(PATIENCE, health(origin, peer)).await {
         Ok(Ok(())) => Finding::Alive,
         Ok(Err(e)) => match e.kind() {
             ConnectionRefused | ConnectionReset => Finding::Gone,
-            ConnectionAborted | HostUnreachable | InvalidData | NetworkUnreachable | TimedOut
-            | UnexpectedEof => Finding::Silent,
+            kind if is_upstreams(kind) => Finding::Silent,
             _ => Finding::Unknown,
         },
         Err(_) => Finding::Silent,

@@ -4,6 +4,7 @@
 //! line and their tests cannot disagree. Invariants: no IO, no clock, no async; a value of one of these types has
 //! already passed its validation. Called by everybody.
 
+mod access_log;
 mod alias;
 mod code;
 mod cors;
@@ -20,6 +21,7 @@ mod time;
 mod url;
 mod wire;
 
+pub use access_log::AccessLog;
 pub use alias::{Alias, AliasClash, AliasError, check_aliases};
 pub use code::{ErrorBody, ErrorCode};
 pub use cors::{CorsError, CorsOrigins};

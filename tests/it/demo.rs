@@ -19,6 +19,7 @@ use crate::support::chat::COUNT;
 use crate::support::engine::{Engine, Model};
 use crate::support::http::{self, Response};
 use crate::support::process::Running;
+use crate::support::secure::command;
 use crate::support::{at_once, eventually, free_address};
 
 /// How long anything may take on a busy machine.
@@ -579,6 +580,14 @@ fn a_probe_finds_nothing_amiss_with_the_built_in_engine() {
         "{found:#}"
     );
     assert!(pool["detail"].is_null(), "{found:#}");
+}
+
+#[test]
+fn a_demo_that_has_nowhere_to_put_its_files_says_where_it_wanted_to() {
+    let listen = free_address().to_string();
+    let ran = command(&["demo", "--listen", &listen], &[("TMPDIR", "/not/there")]);
+    assert_eq!(ran.exit, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("/not/there"), "{}", ran.stderr);
 }
 
 #[test]

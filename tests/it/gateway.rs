@@ -4,6 +4,7 @@
 //! the contract lets orchd turn into streams. The journeys do the same with the real engine; `gateway_waits`,
 //! `gateway_retries` and `gateway_tells` use what is here.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -31,6 +32,13 @@ pub fn serve(engines: &[String], options: &[&str]) -> Orchd {
     let orchd = Orchd::serve_home(engines, options);
     wait_read(&orchd, engines.len());
     orchd
+}
+
+/// The same with engines that are called `e0`, `e1` and so on.
+pub fn serve_all<E: Borrow<ScriptedEngine>>(engines: &[E], options: &[&str]) -> Orchd {
+    let named = (engines.iter().enumerate())
+        .map(|(number, engine)| engine.borrow().named(&format!("e{number}")));
+    serve(&named.collect::<Vec<_>>(), options)
 }
 
 /// Waits until so many engines are read and ready.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::gateway::{SOON, begin, serve_all, wait_waiting};
 use crate::scripted_engine::{Asked, Script, ScriptedEngine};
 use crate::support::http::{self, Begun, Response, written};
 use crate::support::orchd::Orchd;
@@ -19,8 +20,6 @@ use crate::support::{at_once, eventually};
 
 /// Those who leave in the test of that name.
 const LEAVERS: usize = 200;
-/// How long a test waits for something that happens at once.
-const SOON: Duration = Duration::from_secs(10);
 /// How long the upstream of a client that left may stay open (contract §3).
 const CLOSED_WITHIN: Duration = Duration::from_millis(100);
 /// How long its slot may count as busy: until a reading, of which there is one after a second at the latest.
@@ -51,22 +50,6 @@ impl Moment {
     }
 }
 
-fn serve(engines: &[&ScriptedEngine]) -> Orchd {
-    let named: Vec<String> = (engines.iter().enumerate())
-        .map(|(number, engine)| engine.named(&format!("e{number}")))
-        .collect();
-    let orchd = Orchd::serve_home(&named, &[]);
-    eventually(SOON, "every engine is read", || {
-        let pools = http::get_json(orchd.address, "/v2/pools");
-        let all = pools["pools"].as_array().expect("a list");
-        let ready = all.iter().filter(|pool| pool["ready"] == true).count();
-        (ready == engines.len())
-            .then_some(())
-            .ok_or_else(|| pools.to_string())
-    });
-    orchd
-}
-
 /// A request of this model with a name in it.
 fn request(path: &str, model: &str, name: &str, stream: bool) -> Vec<u8> {
     let messages = [json!({"role": "user", "content": name})];
@@ -77,10 +60,6 @@ fn request(path: &str, model: &str, name: &str, stream: bool) -> Vec<u8> {
 
 fn chat(model: &str, stream: bool) -> Vec<u8> {
     request("/v1/chat/completions", model, "hi", stream)
-}
-
-fn begin(orchd: &Orchd, request: &[u8]) -> Begun {
-    http::begin(orchd.address, request).expect("a connection")
 }
 
 /// A frame of a stream of chat.
@@ -100,17 +79,6 @@ fn begun_stream() -> Script {
                 .event(&frame(" more"))
         })
         .silence()
-}
-
-fn wait_waiting(orchd: &Orchd, wanted: f64) {
-    eventually(SOON, &format!("{wanted} wait"), || {
-        let waiting = Metrics::read(orchd.address).total("orchd_gateway_waiting");
-        if (waiting - wanted).abs() < 0.5 {
-            Ok(())
-        } else {
-            Err(format!("{waiting} wait"))
-        }
-    });
 }
 
 /// How long it took until those who left were gone, and how late the machine was meanwhile.
@@ -180,7 +148,7 @@ fn two_hundred_clients_leave_at_random_moments_and_nothing_is_left_of_them() {
     full.always(Script::new().silence());
     silent.always(Script::new().silence());
     talking.always(begun_stream());
-    let orchd = serve(&[&full, &silent, &talking]);
+    let orchd = serve_all(&[&full, &silent, &talking], &[]);
     let descriptors_before = descriptors_at_rest(&orchd);
     let running = begin(&orchd, &chat("full", true));
     full.wait_for(1);
@@ -201,11 +169,11 @@ fn two_hundred_clients_leave_at_random_moments_and_nothing_is_left_of_them() {
         let (left, seen) = match moment {
             Moment::Queued => {
                 let client = begin(&orchd, &request(path, "full", &name, stream));
-                wait_waiting(&orchd, 1.0);
+                wait_waiting(&orchd, 1);
                 std::thread::sleep(longer);
                 let left = Instant::now();
                 drop(client);
-                wait_waiting(&orchd, 0.0);
+                wait_waiting(&orchd, 0);
                 (left, Instant::now())
             }
             Moment::Prefill => {
@@ -274,7 +242,7 @@ fn a_crowd_that_leaves_at_one_time_leaves_nothing() {
             .event(&frame(" word"))
     });
     engine.always(slow.event("[DONE]").end());
-    let orchd = serve(&[&engine]);
+    let orchd = serve_all(&[&engine], &[]);
     let descriptors_before = descriptors_at_rest(&orchd);
     let stays: Vec<Duration> = (0..CROWD)
         .map(|_| Duration::from_micros(random.below(600_000)))
@@ -326,7 +294,7 @@ fn a_client_that_half_closes_has_left() {
     let talking = ScriptedEngine::start("talking", 16);
     silent.always(Script::new().silence());
     talking.always(begun_stream());
-    let orchd = serve(&[&silent, &talking]);
+    let orchd = serve_all(&[&silent, &talking], &[]);
     let lateness = Lateness::watch();
     let mut gone = Gone::default();
     for number in 0..20 {
@@ -353,7 +321,7 @@ fn a_client_that_leaves_after_the_last_byte_has_cancelled_nothing() {
         begun.end()
     };
     engine.always(stream());
-    let orchd = serve(&[&engine]);
+    let orchd = serve_all(&[&engine], &[]);
     let begun = Instant::now();
     for _ in 0..ROUNDS {
         let response = http::send(orchd.address, &chat("m", true)).expect("an answer");
@@ -376,7 +344,7 @@ fn a_client_that_leaves_after_the_last_byte_has_cancelled_nothing() {
 fn a_client_that_read_nothing_and_leaves_has_left() {
     let engine = ScriptedEngine::start("m", 16);
     engine.always(Script::stream().flood(64 << 10));
-    let orchd = serve(&[&engine]);
+    let orchd = serve_all(&[&engine], &[]);
     let lateness = Lateness::watch();
     let mut gone = Gone::default();
     for number in 0..4 {
@@ -485,7 +453,7 @@ fn a_client_that_sent_more_than_its_request_can_still_leave() {
     full.always(Script::new().silence());
     silent.always(Script::new().silence());
     talking.always(begun_stream());
-    let orchd = serve(&[&full, &silent, &talking]);
+    let orchd = serve_all(&[&full, &silent, &talking], &[]);
     let _running = begin(&orchd, &chat("full", true));
     full.wait_for(1);
     let lateness = Lateness::watch();
@@ -506,11 +474,11 @@ fn a_client_that_sent_more_than_its_request_can_still_leave() {
                 }
             };
             let mut client = sent("full");
-            wait_waiting(&orchd, 1.0);
+            wait_waiting(&orchd, 1);
             and_more(&mut client);
             let left = Instant::now();
             drop(client);
-            wait_waiting(&orchd, 0.0);
+            wait_waiting(&orchd, 0);
             gone.add(&lateness, left, Instant::now());
 
             for (engine, model) in [(&silent, "silent"), (&talking, "talking")] {
@@ -531,7 +499,7 @@ fn a_client_that_sent_more_than_its_request_can_still_leave() {
 fn a_request_that_came_behind_another_is_answered_after_it() {
     let engine = ScriptedEngine::start("m", 1);
     engine.always(Script::whole(200, ANSWER).held());
-    let orchd = serve(&[&engine]);
+    let orchd = serve_all(&[&engine], &[]);
     let embed = |name: &str| request("/v1/embeddings", "m", name, false);
     for (round, length) in [(0, 10), (1, 12_000), (2, 200_000)] {
         let before = round * 2;

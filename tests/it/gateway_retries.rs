@@ -7,13 +7,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::gateway::{
-    ANSWER, BUSY, MODEL, attempts, body_of, chat, embed, machine, ok, pair, refusal, send, serve,
+    ANSWER, BUSY, MODEL, SOON, attempts, begin, body_of, chat, embed, machine, ok, pair, post,
+    refusal, send, serve,
 };
 use crate::metrics;
 use crate::scripted_engine::{Script, ScriptedEngine};
-use crate::support::at_once;
 use crate::support::http::{self, Response};
 use crate::support::orchd::Orchd;
+use crate::support::{at_once, eventually};
 
 /// What llama-server says to a prompt that does not fit into so much context.
 fn too_long(n_prompt_tokens: u64, n_ctx: u64) -> String {
@@ -124,6 +125,11 @@ fn the_same_engine_is_tried_again_after_a_quarter_of_a_second_and_then_after_one
         engine.script([failure.clone(), failure.clone(), ok()]);
         let response = send(&orchd, &embed("x"));
         assert_eq!(attempts(&response), Some("3"), "{number}");
+        // Pauses are no wait for a slot. While an engine says that it is busy there is none.
+        let is_busy = number >= 4;
+        let queue_ms = response.header("x-orchd-queue-ms").expect("always there");
+        let queue_ms: u64 = queue_ms.parse().expect("a number");
+        assert!(is_busy || queue_ms < 1_000, "{number}: {queue_ms}");
         assert_eq!(body_of(response), ANSWER);
         let asked = engine.asked();
         let gap = |n: usize| asked[n + 1].arrived - asked[n].arrived;
@@ -172,6 +178,90 @@ fn another_engine_is_tried_at_once() {
         let gap = second - first;
         assert!(gap < Duration::from_millis(200), "{number}: {gap:?}");
     });
+}
+
+#[test]
+fn the_log_has_a_line_when_a_pool_is_left_out_and_one_when_it_serves_again() {
+    for (failure, line) in [
+        (Script::whole(503, BUSY), "a pool says that it is busy"),
+        (Script::whole(502, BUSY), "a pool failed"),
+    ] {
+        let (a, b, orchd) = pair(1);
+        b.always(ok());
+        a.script([failure.clone(), failure, ok()]);
+        a.always(ok());
+        eventually(SOON, "the pool was left out twice and has served", || {
+            body_of(send(&orchd, &embed("x")));
+            let asked = a.asked().len();
+            (asked > 3).then_some(()).ok_or_else(|| asked.to_string())
+        });
+        let log = orchd.log();
+        for line in [line, "a pool serves again"] {
+            let lines: Vec<&str> = log.lines().filter(|told| told.contains(line)).collect();
+            assert_eq!(lines.len(), 1, "{line}: {log}");
+            assert!(lines[0].contains("pool_id=a"), "{}", lines[0]);
+        }
+    }
+}
+
+#[test]
+fn an_engine_that_was_lost_is_read_soon_whichever_of_several_it_is() {
+    let a = ScriptedEngine::start(MODEL, 1);
+    let b = ScriptedEngine::start("another", 1);
+    let orchd = serve(&[a.named("a"), b.named("b")], &[]);
+    for (engine, model) in [(&a, MODEL), (&b, "another")] {
+        engine.script(std::iter::repeat_n(Script::new().reset(), 3));
+        // Idle, it is read every five seconds, and was so just now.
+        eventually(SOON, "it is read", || {
+            let probed = engine.probes().last().map(|probe| probe.arrived.elapsed());
+            (probed < Some(Duration::from_millis(500)))
+                .then_some(())
+                .ok_or_else(|| format!("{probed:?}"))
+        });
+        let body = json!({"model": model, "input": "x"}).to_string();
+        let lost = begin(&orchd, &post("/v1/embeddings", &body));
+        let first = engine.wait_for(1).arrived;
+        let (read, _) = eventually(SOON, "it is read again", || {
+            let again = (engine.probes().into_iter())
+                .find(|probe| probe.target == "/health" && probe.arrived > first);
+            again.ok_or_else(|| "not yet".to_owned())
+        });
+        let after = read.arrived - first;
+        eprintln!("{model}: read {after:?} after it was lost");
+        assert!(after < Duration::from_secs(3), "{after:?}");
+        let answer = lost.answer().expect("an answer");
+        refusal(answer, 502, "upstream_failed");
+    }
+}
+
+#[test]
+fn a_redirection_or_another_protocol_is_no_answer() {
+    let elsewhere = |status| {
+        let headers = [("Location", "http://10.0.0.9/v1"), ("Upgrade", "websocket")];
+        Script::whole_with(status, &headers, "<html>")
+    };
+    for status in [101, 300, 301, 302, 304, 307, 308] {
+        let (a, b, orchd) = pair(1);
+        // One of several: another is asked.
+        a.always(elsewhere(status));
+        b.always(ok());
+        for _ in 0..2 {
+            assert_eq!(body_of(send(&orchd, &embed("x"))), ANSWER, "{status}");
+        }
+        assert!(!a.asked().is_empty(), "{status}");
+        drop((a, b, orchd));
+
+        let (engine, orchd) = machine(1);
+        engine.always(elsewhere(status));
+        let response = send(&orchd, &embed("x"));
+        assert_eq!(attempts(&response), Some("3"), "{status}");
+        for header in ["location", "upgrade"] {
+            assert_eq!(response.header(header), None, "{status}");
+        }
+        let error = refusal(response, 502, "upstream_failed");
+        let message = error["message"].as_str().expect("text");
+        assert!(message.contains(&status.to_string()), "{message}");
+    }
 }
 
 #[test]
@@ -369,8 +459,8 @@ fn retries_are_bounded_when_everything_fails() {
         "each is told of"
     );
     let retries = tries - finished;
-    // A retry is an attempt that ends, too, and brings its tenth back.
-    let most = 50 + tries / 10;
+    // Each request brings a tenth back, once, however often it is tried.
+    let most = 50 + finished / 10;
     eprintln!("{finished} requests, all of which fail: {retries} retries");
     assert!(
         (50..=most).contains(&retries),

@@ -187,6 +187,74 @@ fn beyond_the_limit_the_longest_idle_give_way_and_nobody_who_is_served() {
     assert_eq!(events.next().expect("the end"), None);
 }
 
+#[test]
+fn requests_that_wait_on_every_connection_keep_out_neither_heartbeats_nor_health_checks() {
+    const LIMIT: usize = 16;
+    let engine = ScriptedEngine::start("m", 1);
+    let mut orchd = Process::start(
+        &[
+            "serve",
+            "--max-connections",
+            &LIMIT.to_string(),
+            "--engine",
+            &engine.named("a"),
+        ],
+        &[],
+    );
+    engine.script([Script::stream().event("1").hold().event("2").end()]);
+    let mut running = http::send(orchd.address, &chat())
+        .expect("an answer")
+        .events();
+    assert_eq!(running.next().expect("an event").as_deref(), Some("1"));
+
+    // One runs, the others wait for its slot, until only an eighth of the places is left.
+    let asked: Vec<_> = (0..3 * LIMIT)
+        .map(|_| http::begin(orchd.address, &chat()).expect("a connection"))
+        .collect();
+    let room = LIMIT - LIMIT / 8 - 1;
+    // On a connection of its own each time, as whoever has lost the one it kept.
+    let address = orchd.address;
+    let counted = |waiting: usize, refused: usize| {
+        let wanted = [
+            format!(r#"orchd_gateway_waiting{{model="m"}} {waiting}"#),
+            format!(r#"orchd_gateway_rejected_total{{reason="queue_full"}} {refused}"#),
+        ];
+        eventually(SOON, "so many wait and were refused", || {
+            let metrics = http::get(address, "/metrics").and_then(http::Response::text);
+            let metrics = metrics.map_err(|e| e.to_string())?;
+            let told = |wanted| metrics.lines().any(|line| line == wanted);
+            (wanted.iter().all(told)).then_some(()).ok_or(metrics)
+        });
+    };
+    counted(room, 3 * LIMIT - room);
+    for path in ["/health", "/readyz", "/v2/pools", "/v1/models"] {
+        let response = http::get(orchd.address, path).expect("an answer");
+        assert_eq!(response.status, 200, "{path}");
+    }
+    let beat = written("POST", "/v2/nodes/n/heartbeat", &[], b"{}");
+    let beat = http::send(orchd.address, &beat).expect("an answer");
+    assert_eq!(beat.json()["code"], "CLOUD_PROFILE_DISABLED");
+    let another = http::send(orchd.address, &chat()).expect("an answer");
+    assert_eq!(another.status, 429);
+    assert_eq!(another.header("retry-after"), Some("1"));
+    assert_eq!(another.header("connection"), Some("close"));
+    assert!(another.header("x-request-id").is_some());
+    assert_eq!(another.json()["error"]["code"], "queue_full");
+    orchd.logged("requests are in hand on nearly all connections");
+
+    // They leave, and there is room.
+    drop(asked);
+    counted(0, 3 * LIMIT - room + 1);
+    let waits = http::begin(orchd.address, &chat()).expect("a connection");
+    counted(1, 3 * LIMIT - room + 1);
+    orchd.logged("there is room for requests to engines again");
+    drop(waits);
+    counted(0, 3 * LIMIT - room + 1);
+    engine.go(0);
+    assert_eq!(running.next().expect("an event").as_deref(), Some("2"));
+    assert_eq!(running.next().expect("the end"), None);
+}
+
 const CHAT: &[u8] = br#"{"model":"m","stream":true,"messages":[]}"#;
 
 fn chat() -> Vec<u8> {

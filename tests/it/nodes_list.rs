@@ -76,7 +76,7 @@ fn the_table_of_nodes_leaves_out_columns_until_it_fits_80() {
 NAME                          STATUS            SLOTS  MODELS            SEEN
 gpu-1                         Online              3/8  qwen3-8b          3s ago
 gpu-2                         Drained             3/8  qwen3-8b          0s ago
-gpu-3                         Offline,draining    3/8  qwen3-8b          2h ago
+gpu-3                         Offline,draining    -/8  qwen3-8b          2h ago
 gpu-4-with-a-rather-long-na…  Online,suspect      2/5  Qwen/Qwen3-235B…  -
 new                           Registering           -  -                 15s ago
 sick                          Online,degraded     3/8  qwen3-8b          3s ago
@@ -119,7 +119,7 @@ fn the_table_of_nodes_shows_every_column_at_160() {
 NAME                                   STATUS            GPUS               VRAM-FREE  POOLS  SLOTS  MODELS                                SEEN     AGE  VERSION
 gpu-1                                  Online            2× H100 80GB HBM3     61 GiB    1/1    3/8  qwen3-8b                              3s ago   24h  0.1.0
 gpu-2                                  Drained           2× H100 80GB HBM3     61 GiB    1/1    3/8  qwen3-8b                              0s ago   24h  0.1.0
-gpu-3                                  Offline,draining  2× H100 80GB HBM3     61 GiB    1/1    3/8  qwen3-8b                              2h ago   24h  -
+gpu-3                                  Offline,draining  2× H100 80GB HBM3          -    -/1    -/8  qwen3-8b                              2h ago   24h  -
 gpu-4-with-a-rather-long-name.exampl…  Online,suspect    -                    1.0 GiB    1/2    2/5  Qwen/Qwen3-235B-A22B-Instruct-2507-…  -        24h  0.1.0
 new                                    Registering       -                          -      -      -  -                                     15s ago  15s  0.1.0
 sick                                   Online,degraded   2× H100 80GB HBM3     61 GiB    1/1    3/8  qwen3-8b                              3s ago   24h  0.1.0
@@ -137,7 +137,7 @@ fn the_wide_table_of_nodes_shows_everything_at_any_width() {
 NAME                                       STATUS            GPUS               VRAM-FREE  POOLS  SLOTS  MODELS                                                    SEEN     AGE  VERSION  ADDRESS                                                MACHINE                                      LABELS
 gpu-1                                      Online            2× H100 80GB HBM3     61 GiB    1/1    3/8  qwen3-8b                                                  3s ago   24h  0.1.0    http://gpu-1:9200                                      m-gpu-1                                      -
 gpu-2                                      Drained           2× H100 80GB HBM3     61 GiB    1/1    3/8  qwen3-8b                                                  0s ago   24h  0.1.0    http://gpu-2:9200                                      m-gpu-2                                      rack=b2,zone=eu
-gpu-3                                      Offline,draining  2× H100 80GB HBM3     61 GiB    1/1    3/8  qwen3-8b                                                  2h ago   24h  -        http://gpu-3:9200                                      m-gpu-3                                      -
+gpu-3                                      Offline,draining  2× H100 80GB HBM3          -    -/1    -/8  qwen3-8b                                                  2h ago   24h  -        http://gpu-3:9200                                      m-gpu-3                                      -
 gpu-4-with-a-rather-long-name.example.org  Online,suspect    -                    1.0 GiB    1/2    2/5  Qwen/Qwen3-235B-A22B-Instruct-2507-GGUF,qwen3-8b,smollm2  -        24h  0.1.0    http://gpu-4-with-a-rather-long-name.example.org:9200  m-gpu-4-with-a-rather-long-name.example.org  -
 new                                        Registering       -                          -      -      -  -                                                         15s ago  15s  0.1.0    -                                                      m-new                                        -
 sick                                       Online,degraded   2× H100 80GB HBM3     61 GiB    1/1    3/8  qwen3-8b                                                  3s ago   24h  0.1.0    http://sick:9200                                       m-sick                                       -

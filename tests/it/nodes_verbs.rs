@@ -476,9 +476,9 @@ gpu-1    Draining,degraded  3/9  qwen3-8b  3s ago
 restart  Online,suspect     3/8  qwen3-8b  -
     suspect: not heard since the control plane started;
       routed by what was last known of it
-silent   Offline            3/8  qwen3-8b  2h ago
+silent   Offline            -/8  qwen3-8b  2h ago
     silent since 1970-01-01T23:00:15Z (2h ago)
-unheard  Offline,drained    3/8  qwen3-8b  -
+unheard  Offline,drained    -/8  qwen3-8b  -
     silent since 1970-01-02T01:00:00Z (115s ago)
     drained: no reason given, by ada@host, since
       1970-01-01T00:00:00Z (25h ago), not confirmed by its

@@ -6,9 +6,11 @@ use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
 use crate::fake_control_plane::silent_port;
+use crate::gateway::wait_read;
 use crate::scripted_engine::{Script, ScriptedEngine};
 use crate::support::eventually;
 use crate::support::http::{self, written};
+use crate::support::orchd::Orchd;
 use crate::support::secure::{Process, SOON};
 use crate::tls::Files;
 
@@ -58,6 +60,57 @@ fn a_kept_connection_that_the_engine_was_just_closing_is_nobodys_failure() {
         answer.text().expect("its body");
     }
     engine.wait_for(3);
+}
+
+#[test]
+fn streams_on_every_connection_keep_no_health_check_from_an_agent() {
+    const LIMIT: usize = 16;
+    let engine = ScriptedEngine::start("m", 2 * LIMIT);
+    engine.always(Script::stream().event("1").silence());
+    let limit = LIMIT.to_string();
+    let mut agent = agent(&engine.named("a"), &["--max-connections", &limit], &[]);
+    let running: Vec<_> = (0..LIMIT - LIMIT / 8)
+        .map(|number| {
+            let answer = http::send(agent.address, &chat(&[])).expect("an answer");
+            assert_eq!(answer.status, 200, "{number}");
+            answer
+        })
+        .collect();
+    let refused = http::send(agent.address, &chat(&[])).expect("an answer");
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("x-orchd-refused"), Some("crowded"));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(refused.header("connection"), Some("close"));
+    for path in ["/health", "/metrics"] {
+        let response = http::get(agent.address, path).expect("an answer");
+        assert_eq!(response.status, 200, "{path}");
+    }
+    agent.logged("requests are in hand on nearly all connections");
+    drop(running);
+}
+
+#[test]
+fn an_agent_that_does_not_answer_is_not_taken_for_its_engine() {
+    let engine = ScriptedEngine::start("m", 1);
+    engine.script([Script::stream().event("1").silence()]);
+    let state = tempfile::tempdir().expect("a directory");
+    let plane = Orchd::serve_cloud(state.path(), &[]);
+    let agent = Orchd::agent(&plane.url(), "gpu-1", &[engine.named("a")]);
+    wait_read(&plane, 1);
+    let asked = written("POST", "/v1/chat/completions", &[], CHAT);
+    let mut events = http::send(plane.address, &asked)
+        .expect("an answer")
+        .events();
+    assert_eq!(events.next().expect("an event").as_deref(), Some("1"));
+    agent.signal(Signal::SIGSTOP);
+    eventually(SOON, "the log says who does not answer", || {
+        let log = plane.log();
+        (log.contains("the agent does not answer; it gets no new requests"))
+            .then_some(())
+            .ok_or(log)
+    });
+    agent.signal(Signal::SIGCONT);
+    assert!(!plane.log().contains("the engine does not"));
 }
 
 #[test]

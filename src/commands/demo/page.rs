@@ -114,7 +114,8 @@ impl Page {
             "chat; x-orchd-node is the node it comes from"
         };
         let python = format!(
-            "client = openai.OpenAI(base_url=\"{}/v1\", api_key=\"none\")\n\
+            "import openai\n\
+             client = openai.OpenAI(base_url=\"{}/v1\", api_key=\"none\")\n\
              client.models.list()",
             self.url
         );
@@ -154,7 +155,8 @@ impl Page {
     fn end(&self) -> String {
         let bold = Style::new().bold();
         format!(
-            "Logs: {}/*.log\n{bold}Ctrl-C ends it all.{bold:#} Here is what happens meanwhile:\n\n",
+            "Logs: {}/*.log\n{bold}Ctrl-C ends it all{bold:#}, but for what you have started again yourself.\n\
+             Here is what happens meanwhile:\n\n",
             self.logs
         )
     }
@@ -219,6 +221,14 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("curl -N http://127.0.0.1:9000/v1/chat/completions"));
+    }
+
+    #[test]
+    fn what_is_to_be_pasted_is_whole_and_what_outlives_the_demo_is_told() {
+        let text = plain(&page(3));
+        let python = "\n  import openai\n  client = openai.OpenAI(base_url=\"http://127.0.0.1:8080/v1\", api_key=\"none\")\n";
+        assert!(text.contains(python), "{text}");
+        assert!(text.contains("but for what you have started again yourself"));
     }
 
     #[test]

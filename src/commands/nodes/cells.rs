@@ -21,7 +21,7 @@ pub(super) fn row(entry: &Entry, now: UnixMs, wide: bool) -> Cells {
         plain(gpus(&node.capabilities.gpus)),
         plain(vram_free(node)),
         plain(pools(node)),
-        plain(slots(&node.pool_status)),
+        plain(slots(node, &node.pool_status)),
         plain(models(node, wide)),
         plain(
             node.last_heartbeat_age_ms
@@ -41,6 +41,12 @@ pub(super) fn row(entry: &Entry, now: UnixMs, wide: bool) -> Cells {
             labels.join(",")
         }),
     ]
+}
+
+/// Whether what its last heartbeat measured may still be so. Of a node that is Offline it is not told: nobody knows what
+/// its engines do now.
+pub(super) fn is_heard(node: &NodeView) -> bool {
+    node.status != NodeStatus::Offline
 }
 
 /// The one word, and what it hides.
@@ -112,6 +118,9 @@ fn vram_free(node: &NodeView) -> String {
             .iter()
             .filter_map(|pool| pool.status.vram_free_bytes)
     };
+    if !is_heard(node) {
+        return NOTHING.to_owned();
+    }
     let bytes = if reported().count() <= node.capabilities.gpus.len() {
         reported().reduce(u64::saturating_add)
     } else {
@@ -120,11 +129,14 @@ fn vram_free(node: &NodeView) -> String {
     bytes.map_or(NOTHING.to_owned(), size)
 }
 
-/// `ready/total`.
+/// `ready/total`, or `-/total` of a node that is not heard.
 fn pools(node: &NodeView) -> String {
     let total = node.pool_status.len();
     if total == 0 {
         return NOTHING.to_owned();
+    }
+    if !is_heard(node) {
+        return format!("{NOTHING}/{total}");
     }
     let ready = node
         .pool_status
@@ -134,8 +146,9 @@ fn pools(node: &NodeView) -> String {
     format!("{ready}/{total}")
 }
 
-/// `busy/total`: as last reported, and at least what the control plane itself runs there.
-pub(super) fn slots(pools: &[PoolStatusView]) -> String {
+/// `busy/total` of these pools of a node: as last reported, and at least what the control plane itself runs there.
+/// `-/total` of a node that is not heard.
+pub(super) fn slots(node: &NodeView, pools: &[PoolStatusView]) -> String {
     if pools.is_empty() {
         return NOTHING.to_owned();
     }
@@ -148,7 +161,11 @@ pub(super) fn slots(pools: &[PoolStatusView]) -> String {
         let here = reported.max(pool.running).min(slots);
         (busy + u64::from(here), total + u64::from(slots))
     });
-    format!("{busy}/{total}")
+    if is_heard(node) {
+        format!("{busy}/{total}")
+    } else {
+        format!("{NOTHING}/{total}")
+    }
 }
 
 /// The models of all pools; in the narrow table the first one and how many more.

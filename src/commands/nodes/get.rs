@@ -196,13 +196,16 @@ fn pool_row(node: &NodeView, pool: &crate::types::PoolStatusView) -> Cells {
     vec![
         plain(status.pool_id.to_string()),
         (state.to_owned(), tone),
-        plain(cells::slots(std::slice::from_ref(pool))),
+        plain(cells::slots(node, std::slice::from_ref(pool))),
         plain(
             status
                 .n_ctx
                 .map_or(NOTHING.to_owned(), |tokens| tokens.to_string()),
         ),
-        plain(status.vram_free_bytes.map_or(NOTHING.to_owned(), size)),
+        plain(
+            (status.vram_free_bytes.filter(|_| cells::is_heard(node)))
+                .map_or(NOTHING.to_owned(), size),
+        ),
         plain(or_nothing(status.models_available.join(","))),
         plain(match (&status.engine, &status.engine_version) {
             (Some(engine), Some(version)) => format!("{engine} {version}"),

@@ -14,8 +14,8 @@ use crate::admission::{self, Admission, Ask, Permit, Policy, PoolRoute};
 use crate::auth::{Guard, Tokens};
 use crate::clock::Clock;
 use crate::engines::EngineKeys;
-use crate::gateway::{AccessLog, Gateway, Settings, relayed};
-use crate::types::{NodeId, PoolId, PoolState, UnixMs};
+use crate::gateway::{Gateway, Settings, relayed};
+use crate::types::{AccessLog, NodeId, PoolId, PoolState, UnixMs};
 
 const COMMIT: Duration = Duration::from_secs(10);
 const QUEUE_TIMEOUT: Duration = Duration::from_mins(5);
@@ -280,4 +280,38 @@ async fn a_stream_that_was_promised_goes_on_as_its_engine_writes_it() {
     let (_engine, (text, _)) = tokio::join!(engine, next(&mut body));
     assert_eq!(text.as_deref(), Some("data: 1\n\n"));
     assert_eq!(next(&mut body).await.0, None);
+}
+
+/// A body at which whoever reads it fails.
+struct Defect;
+
+impl Body for Defect {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        panic!("a defect, as this test has it");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_we_fail_at_is_told_so_as_every_other_is_told_its_answer() {
+    let Bench { gateway, .. } = bench().await;
+    let request = Request::post("/v1/chat/completions")
+        .header("x-request-id", "mine")
+        .header("origin", "http://localhost:3000")
+        .body(Defect)
+        .expect("good");
+    let response = gateway.handle(request).await;
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers();
+    assert_eq!(headers["x-request-id"], "mine");
+    let page = &headers["access-control-allow-origin"];
+    assert_eq!(page, "http://localhost:3000");
+    let body = response.into_body().collect().await.expect("whole");
+    let body: serde_json::Value = serde_json::from_slice(&body.to_bytes()).expect("JSON");
+    assert_eq!(body["error"]["code"], "internal_error");
 }

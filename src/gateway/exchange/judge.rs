@@ -13,7 +13,7 @@ use super::{Attempt, Carried, Exchange, Fault, Reply, STOPPING, Whole, Why, is_e
 
 impl Exchange {
     /// 4xx and 501 say nothing of a pool, 429 and 503 that it is busy, other 5xx that it is broken; 429, 502 and 503 are
-    /// tried again (contract §3).
+    /// tried again (contract §3), and so is what no engine says: 1xx and 3xx.
     pub(super) async fn judge(
         &self,
         response: Response<RelayBody<Carried>>,
@@ -36,6 +36,17 @@ impl Exchange {
                     "its agent refused: {}",
                     String::from_utf8_lossy(code.as_bytes())
                 ),
+            };
+            return Attempt::Fault(fault, body.into_load().record);
+        }
+        if status.is_informational() || status.is_redirection() {
+            // We asked to switch to no other protocol, and where else to ask is nothing that a client is to be told: it
+            // would go there past the queue.
+            carried.judge(|permit| permit.failed(Failure::Broken));
+            let fault = Fault {
+                why: Why::BadGateway,
+                answer: None,
+                detail: format!("it answered {status}, as no engine does; is its URL right?"),
             };
             return Attempt::Fault(fault, body.into_load().record);
         }
@@ -157,18 +168,32 @@ impl Carried {
     }
 }
 
+/// What llama-server says of a request that it refuses.
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct Said {
+    message: String,
+    #[serde(rename = "type")]
+    kind: String,
+    n_prompt_tokens: u64,
+    n_ctx: u64,
+}
+
+impl Said {
+    fn of(refusal: &[u8]) -> Option<Self> {
+        #[derive(serde::Deserialize)]
+        struct Refusal {
+            error: Said,
+        }
+        let refusal: Refusal = serde_json::from_slice(refusal).ok()?;
+        Some(refusal.error)
+    }
+}
+
 /// Whether a 500 says that the request is at fault. llama-server words some mistakes of clients so (measured: an image for
 /// a model that sees none, tools that are no list, a number beyond all numbers); one client that makes them again and
 /// again must not have every engine but the last left out.
 fn blames_request(refusal: &[u8]) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Refusal {
-        error: Said,
-    }
-    #[derive(serde::Deserialize)]
-    struct Said {
-        message: String,
-    }
     const WORDS: [&str; 5] = [
         "[json.exception.",
         "Failed to parse ",
@@ -176,15 +201,16 @@ fn blames_request(refusal: &[u8]) -> bool {
         "audio input is not supported",
         "video input is not supported",
     ];
-    serde_json::from_slice(refusal)
-        .is_ok_and(|Refusal { error }| WORDS.iter().any(|words| error.message.starts_with(words)))
+    Said::of(refusal)
+        .is_some_and(|error| WORDS.iter().any(|words| error.message.starts_with(words)))
 }
 
 /// What a missing answer says of its pool, and of the request.
 pub(super) fn unanswered(error: SendError, mut carried: Carried) -> Attempt {
     let (why, failure) = match &error {
         SendError::Connect { source, .. } => {
-            (Why::Connect, is_theirs(source).then_some(Failure::Refused))
+            let theirs = relay::is_upstreams(source.kind());
+            (Why::Connect, theirs.then_some(Failure::Refused))
         }
         SendError::Reset { kept: false, .. } => (Why::Reset, Some(Failure::Broken)),
         SendError::Reset { kept: true, .. } => (Why::Raced, None),
@@ -200,7 +226,10 @@ pub(super) fn unanswered(error: SendError, mut carried: Carried) -> Attempt {
     };
     carried.judge(|permit| match failure {
         Some(failure) => permit.failed(failure),
-        None => permit.done(),
+        None => {
+            permit.done();
+            permit.lost();
+        }
     });
     let fault = Fault {
         why,
@@ -208,24 +237,6 @@ pub(super) fn unanswered(error: SendError, mut carried: Carried) -> Attempt {
         detail: error.to_string(),
     };
     Attempt::Fault(fault, carried.record)
-}
-
-/// Whether a failed connection is the upstream's doing, and not for want of descriptors or ports here.
-fn is_theirs(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{
-        ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData, NetworkUnreachable,
-        TimedOut,
-    };
-    matches!(
-        error.kind(),
-        ConnectionRefused
-            | ConnectionReset
-            | HostUnreachable
-            | NetworkUnreachable
-            | TimedOut
-            // A certificate that cannot be trusted.
-            | InvalidData
-    )
 }
 
 /// `Retry-After` in seconds; a date is passed over, as no engine is known to send one.
@@ -242,20 +253,7 @@ fn retry_after(headers: &HeaderMap<HeaderValue>) -> Option<Millis> {
 
 /// How much context a request needs whose prompt was too long for its pool; `None` when that is not what the engine said.
 fn wants_more_context(refusal: &[u8]) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Refusal {
-        error: Said,
-    }
-    #[derive(serde::Deserialize)]
-    struct Said {
-        #[serde(rename = "type")]
-        kind: String,
-        #[serde(default)]
-        n_prompt_tokens: u64,
-        #[serde(default)]
-        n_ctx: u64,
-    }
-    let Refusal { error } = serde_json::from_slice(refusal).ok()?;
+    let error = Said::of(refusal)?;
     // Room for the prompt, and for a token of the answer.
     let more = error.n_prompt_tokens.max(error.n_ctx).saturating_add(1);
     (error.kind == "exceed_context_size_error").then_some(more)

@@ -7,14 +7,12 @@ use http::response::Parts;
 use http::{HeaderValue, header};
 use http_body_util::BodyExt;
 
-use crate::admission::{Failure, Refused};
+use crate::admission::Failure;
 use crate::gateway::assemble::{AssembleError, Assembler};
 use crate::gateway::{GatewayError, NO_BUFFERING};
 use crate::relay::{Broken, End, Load, RelayBody};
 
-use super::{
-    Attempt, Carried, Failed, Fault, Record, Reply, WHOLE_BYTES, Whole, Why, is_event_stream,
-};
+use super::{Attempt, Carried, Failed, Fault, Reply, WHOLE_BYTES, Whole, Why, is_event_stream};
 
 /// How long the end of a stream may come after its last event.
 const LAST_CHUNK: Duration = Duration::from_millis(100);
@@ -46,7 +44,8 @@ pub(super) async fn collect(mut body: RelayBody<Carried>) -> Result<(Bytes, Carr
         if bytes.len() > WHOLE_BYTES {
             let record = body.into_load().record;
             let detail = format!("its answer is longer than {WHOLE_BYTES} bytes");
-            return Err(failed(detail, record));
+            // Whoever is asked: it is not tried again.
+            return Err(Attempt::Failed(Failed::upstream(detail, record)));
         }
     }
     Ok((bytes.freeze(), body.into_load()))
@@ -101,7 +100,9 @@ pub(super) async fn assemble(mut parts: Parts, mut body: RelayBody<Carried>) -> 
             }
             body
         }
-        Err(error @ AssembleError::TooLarge) => return failed(error.to_string(), carried.record),
+        Err(error @ AssembleError::TooLarge) => {
+            return Attempt::Failed(Failed::upstream(error.to_string(), carried.record));
+        }
         Err(error @ (AssembleError::Incomplete | AssembleError::Malformed { .. })) => {
             carried.judge(|permit| permit.failed(Failure::Broken));
             let fault = Fault {
@@ -119,20 +120,9 @@ pub(super) async fn assemble(mut parts: Parts, mut body: RelayBody<Carried>) -> 
     }))
 }
 
-/// There will be no answer, whoever is asked.
-fn failed(detail: String, record: Box<Record>) -> Attempt {
-    let attempts = record.attempts;
-    let error = GatewayError::Upstream { detail, attempts };
-    Attempt::Failed(Failed { error, record })
-}
-
 /// Whoever owns the exchange has ended it. The engine may still be at it: the permit says so when it is dropped.
 pub(super) fn ended(carried: Carried) -> Attempt {
-    let error = if carried.is_shutdown() {
-        Refused::ShuttingDown.into()
-    } else {
-        GatewayError::DrainDeadline
-    };
+    let error = GatewayError::ended(carried.is_shutdown());
     let record = carried.record;
     Attempt::Failed(Failed { error, record })
 }
@@ -153,12 +143,7 @@ impl Reply {
                 record,
             })),
             Err(Attempt::Failed(failed)) => Err(failed),
-            Err(Attempt::Fault(fault, record)) => {
-                let attempts = record.attempts;
-                let detail = fault.detail;
-                let error = GatewayError::Upstream { detail, attempts };
-                Err(Failed { error, record })
-            }
+            Err(Attempt::Fault(fault, record)) => Err(Failed::upstream(fault.detail, record)),
             Err(Attempt::Reply(reply)) => Ok(reply),
         }
     }
