@@ -163,6 +163,7 @@ async fn http<H, IO>(
     // A request that is on its way is read before the connection is closed: after a stop there is time for it; where room
     // is needed, what is there already is read and no more.
     let (ended, patience) = tokio::select! {
+        biased;
         ended = attended.drive() => (Some(ended), Duration::ZERO),
         () = told_of_stop(&mut stopped) => (None, LINGER),
         () = place.asked_to_leave() => (None, Duration::ZERO),
