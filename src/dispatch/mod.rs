@@ -19,10 +19,13 @@
 
 mod budget;
 mod health;
+mod hope;
+mod index;
 mod line;
 mod model;
 mod pace;
 mod pool;
+mod seats;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -30,6 +33,7 @@ use std::collections::BinaryHeap;
 use crate::types::{Millis, Mono};
 
 use budget::RetryBudget;
+use index::Entry;
 use model::Model;
 use pace::Pace;
 use pool::Pool;
@@ -233,12 +237,14 @@ pub struct Dispatch {
     models: Vec<Model>,
     /// Lazily checked: a timer that fires too early finds nothing to do.
     timers: BinaryHeap<Reverse<(Mono, Timer)>>,
-    /// Pools whose free slots may have grown since the last pump.
-    grown: Vec<PoolIx>,
-    /// Waiting requests that gave way since the last pump.
-    dropped: Vec<(Ticket, Verdict)>,
+    /// Models with somebody in line who may find room since the last pump.
+    stirred: Vec<ModelIx>,
+    /// Waits that have ended since the last pump, but for those that were granted.
+    ended: Vec<(Ticket, Verdict)>,
     /// Bytes of the bodies of all that wait.
     waiting_bytes: u64,
+    /// Slots that all of them will take.
+    waiting_slots: u64,
     /// How fast slots come back, over all models.
     pace: Pace,
     /// Slots of all pools.
@@ -258,9 +264,10 @@ impl Dispatch {
             vacant: Vec::new(),
             models: Vec::new(),
             timers: BinaryHeap::new(),
-            grown: Vec::new(),
-            dropped: Vec::new(),
+            stirred: Vec::new(),
+            ended: Vec::new(),
             waiting_bytes: 0,
+            waiting_slots: 0,
             pace: Pace::default(),
             fleet_slots: 0,
             budget: RetryBudget::default(),
@@ -292,13 +299,11 @@ impl Dispatch {
 
     /// A pool is described anew. Permits and readings stay.
     pub fn update_pool(&mut self, now: Mono, ix: PoolIx, spec: PoolSpec) {
-        let old = std::mem::take(&mut self.pool(ix).models);
-        if old != spec.models {
-            self.detach(now, ix, &old);
-            for model in &spec.models {
-                self.model(*model).pools.push(ix);
-            }
-            self.pool(ix).hopeful = false;
+        if self.pool(ix).models != spec.models {
+            self.withdraw(now, ix);
+            let pool = self.pool(ix);
+            pool.seats = vec![0; spec.models.len()];
+            pool.models = spec.models;
         }
         let pool = self.pool(ix);
         if spec.accepting && !pool.accepting {
@@ -310,58 +315,26 @@ impl Dispatch {
         pool.prospective = spec.prospective;
         pool.suspect = spec.suspect;
         pool.ctx = spec.n_ctx.unwrap_or(0);
-        pool.models = spec.models;
         pool.present = true;
         pool.slots_total = spec.slots_total.max(1);
-        self.resized(ix);
-        self.recount(now, ix);
-        self.grown.push(ix);
+        self.changed(now, ix);
     }
 
     /// A pool is gone. Its running requests end by themselves; its place is taken again after the last one.
     pub fn remove_pool(&mut self, now: Mono, ix: PoolIx) {
-        let models = std::mem::take(&mut self.pool(ix).models);
-        self.detach(now, ix, &models);
+        self.withdraw(now, ix);
         let pool = self.pool(ix);
-        pool.hopeful = false;
         pool.accepting = false;
         pool.prospective = false;
-        pool.present = false;
         pool.leaving = true;
-        self.resized(ix);
         self.vacate_if_unused(ix);
     }
 
-    /// The slots of a pool may be more or fewer than before.
-    fn resized(&mut self, ix: PoolIx) {
-        let Self {
-            pools,
-            models,
-            fleet_slots,
-            ..
-        } = self;
-        let pool = &mut pools[ix.0 as usize];
-        let slots = if pool.present { pool.slots_total } else { 0 };
-        *fleet_slots = *fleet_slots - u64::from(pool.counted) + u64::from(slots);
-        pool.counted = slots;
-        for model in &pool.models {
-            let model = &mut models[model.0 as usize];
-            model.largest = model.largest.max(slots);
-        }
-    }
-
-    fn detach(&mut self, now: Mono, ix: PoolIx, models: &[ModelIx]) {
-        let hopeful = self.pool(ix).hopeful;
-        for model in models {
-            let model = self.model(*model);
-            model.pools.retain(|pool| *pool != ix);
-            if hopeful {
-                model.lose_hope(now);
-            }
-        }
-        for model in models {
-            self.arm_queue(*model);
-        }
+    /// A pool serves none of its models any more.
+    fn withdraw(&mut self, now: Mono, ix: PoolIx) {
+        self.pool(ix).present = false;
+        self.changed(now, ix);
+        self.pool(ix).models.clear();
     }
 
     fn vacate_if_unused(&mut self, ix: PoolIx) {
@@ -372,22 +345,52 @@ impl Dispatch {
         }
     }
 
-    /// Counts the pool in or out among those of its models that may serve soon.
-    fn recount(&mut self, now: Mono, ix: PoolIx) {
+    /// A pool is not what it was: those who wait for its models may find room.
+    fn changed(&mut self, now: Mono, ix: PoolIx) {
+        self.reindex(now, ix);
+        for at in 0..self.pools[ix.0 as usize].models.len() {
+            self.stir(self.pools[ix.0 as usize].models[at]);
+        }
+    }
+
+    /// Brings what is kept of a pool elsewhere up to what it is.
+    fn reindex(&mut self, now: Mono, ix: PoolIx) {
         let pool = self.pool(ix);
-        let hopeful = pool.prospective && !pool.refuses;
-        if hopeful == pool.hopeful {
+        let entry = pool.to_entry(now, ix);
+        let was = std::mem::replace(&mut pool.entry, entry);
+        if was == entry {
             return;
         }
-        pool.hopeful = hopeful;
+        let slots = |entry: Option<Entry>| entry.map_or(0, |entry| entry.kind.slots);
+        self.fleet_slots = self.fleet_slots - u64::from(slots(was)) + u64::from(slots(entry));
         for at in 0..self.pools[ix.0 as usize].models.len() {
-            let model = self.pools[ix.0 as usize].models[at];
-            if hopeful {
-                self.model(model).hopeful += 1;
-            } else {
-                self.model(model).lose_hope(now);
-                self.arm_queue(model);
+            let Self { pools, models, .. } = self;
+            let pool = &mut pools[ix.0 as usize];
+            let ix = pool.models[at];
+            let model = &mut models[ix.0 as usize];
+            model.largest = model.largest.max(slots(entry));
+            if model.index.update(&mut pool.seats[at], was, entry) {
+                model.hope.set(now, model.index.most_ctx());
+                self.rearm_line(ix);
+                // Which pools are whose has changed, too.
+                self.stir_all();
             }
+        }
+    }
+
+    /// Somebody in the line of a model may find room.
+    fn stir(&mut self, ix: ModelIx) {
+        let model = self.model(ix);
+        if !model.stirred && !model.queue.is_empty() {
+            model.stirred = true;
+            self.stirred.push(ix);
+        }
+    }
+
+    /// Somebody in any line may.
+    fn stir_all(&mut self) {
+        for at in 0..self.models.len() {
+            self.stir(ModelIx(at as u32));
         }
     }
 
@@ -418,9 +421,7 @@ impl Dispatch {
     /// Whether a pool that serves the model now or may soon has at least so much context.
     #[must_use]
     pub fn has_context(&self, model: ModelIx, min_ctx: u64) -> bool {
-        (self.models[model.0 as usize].pools.iter())
-            .map(|ix| &self.pools[ix.0 as usize])
-            .any(|pool| pool.prospective && pool.ctx >= min_ctx)
+        self.models[model.0 as usize].has_context(min_ctx)
     }
 
     /// A request has finished, however often it was tried.
@@ -444,5 +445,7 @@ impl Dispatch {
 
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod scan;
 #[cfg(test)]
 mod tests;
