@@ -98,8 +98,8 @@ pub struct Admission {
     rearm: Notify,
     /// Everything that runs was told to end.
     ended: AtomicBool,
-    /// Readers of engines, to be told of early closes.
-    watchers: RwLock<Vec<Weak<Notify>>>,
+    /// Readers of the engines of these nodes, to be told of early closes.
+    watchers: RwLock<HashMap<NodeId, Weak<Notify>>>,
 }
 
 /// A request in line: its place, kept through retries.
@@ -307,6 +307,7 @@ impl Admission {
 
     fn give_back(
         self: &Arc<Self>,
+        node_id: &NodeId,
         grant: Grant,
         again: bool,
         answering: bool,
@@ -321,10 +322,9 @@ impl Admission {
         });
         if matches!(quarantine, Quarantine::For(_)) {
             let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
-            watchers
-                .iter()
-                .filter_map(Weak::upgrade)
-                .for_each(|watcher| watcher.notify_one());
+            if let Some(watcher) = watchers.get(node_id).and_then(Weak::upgrade) {
+                watcher.notify_one();
+            }
         }
     }
 
@@ -372,16 +372,17 @@ impl Admission {
         self.state().dispatch.take_retry()
     }
 
-    /// Is notified when a request was closed early, so that a reading of its engine soon tells whether its slot is free.
+    /// Is notified when a request on this node was closed early, so that a reading of its engine soon tells whether its slot
+    /// is free. There is one for each node: the one that was asked for last.
     #[must_use]
-    pub fn early_closes(&self) -> Arc<Notify> {
+    pub fn early_closes(&self, node_id: &NodeId) -> Arc<Notify> {
         let watcher = Arc::new(Notify::new());
         let mut watchers = self
             .watchers
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        watchers.retain(|watcher| watcher.strong_count() > 0);
-        watchers.push(Arc::downgrade(&watcher));
+        watchers.retain(|_, watcher| watcher.strong_count() > 0);
+        watchers.insert(node_id.clone(), Arc::downgrade(&watcher));
         watcher
     }
 

@@ -149,7 +149,12 @@ impl Drop for Permit {
             Phase::Sent => Quarantine::For(QUARANTINE_PREFILL_MS),
             Phase::Answering => Quarantine::For(QUARANTINE_STREAMING_MS),
         };
-        self.admission
-            .give_back(self.grant, self.standing.again, self.answered, quarantine);
+        self.admission.give_back(
+            &self.upstream.node_id,
+            self.grant,
+            self.standing.again,
+            self.answered,
+            quarantine,
+        );
     }
 }

@@ -1,10 +1,10 @@
 //! The pools of one model, in the order in which requests are given them.
 //!
 //! Pools fall into *kinds*: those with the same context, the same number of slots and the same trust. Of two of a kind the
-//! one with the lower busy share has more slots free, so either the first of a kind has room for a request or none of
-//! them has. A placement looks at the first of each kind: what it costs grows with how differently engines are set up,
-//! not with how many there are. Invariant: every pool is in here as it was when it last [changed](super::Dispatch), under
-//! each of its models. Called by `Dispatch` alone.
+//! one with the lower busy share has more slots free, so either the best placed of a kind has room for a request or none
+//! of them has. A placement looks at that one pool of each kind: what it costs grows with how differently engines are set
+//! up, not with how many there are. Invariant: every pool is in here as what it was when it last changed, under each of its
+//! models. Called by `Dispatch` alone, whenever a pool changes and whenever one is looked for.
 
 use super::seats::{Place, Seat, Seats};
 

@@ -5,17 +5,28 @@
 //! out for a pool never exceed its slots; within a model nobody overtakes; a pool that accepts nothing is granted
 //! nothing. Called by `admission` alone, under its lock.
 //!
-//! Every call that may free capacity is followed by [`Dispatch::pump`], which says who is granted what.
+//! Every call that may free capacity is followed by [`Dispatch::pump`], which does what is due and says who is granted
+//! what. What is due is also done before anything is placed or left out: nothing is decided by what has lapsed.
 //!
-//! **Who is next.** A pool serves the oldest waiting request that its context is large enough for, over all its models.
-//! Context alone lets others pass: a request that needs more of it than a pool has is no concern of that pool. Slots do
-//! not: while the oldest needs more of them than are free, the pool keeps what is free for it, or heavy requests would
-//! starve behind light ones. There is one exception, between models: where slots that others use leave too few for the
-//! heavy one, whatever we do, younger requests of other models pass (those of its own never do).
+//! **Who is next.** A pool serves the oldest waiting request that it is *for*, over all its models. It is for those whose
+//! context it has, and whose slots it has in all: one that could never hold a request whole is no concern of that request,
+//! as long as a pool with enough context does that takes requests, and lets others pass. Where none does, the request is
+//! cut to what the largest of them have; it goes there at once, as a pool that only loads may be long in coming. Slots that
+//! are taken let nobody pass: while the oldest needs more of them than are free, the pool keeps what is free for it, or
+//! heavy requests would starve behind light ones. There is one exception, between models: where slots that others use
+//! leave too few for the heavy one, whatever we do, younger requests of other models pass (those of its own never do).
+//!
+//! **Who is told.** A request waits for as long as the queue allows, and no longer than the no-pool wait once no pool with
+//! enough context may serve soon: the hope that others of its model have is not its own.
 //!
 //! **Who is left out.** A pool that broke is *ejected*, and hopes of its models fall with it; one that refused because it
 //! is busy is *paused*, and one that does not answer is *hung*: nothing new goes there, and whoever waits for it waits
 //! on. After an ejection or a pause one request goes first, and the others follow when it was served.
+//!
+//! **What it costs.** Nothing that happens for each request or reading looks at every pool: `index` knows the best placed
+//! pool of each kind, and the lines whose pools changed since the last pump are looked through from their fronts. Pools
+//! are passed over one by one only where a request for several slots of another of their models has come before, and
+//! they keep for it what it cannot use yet.
 
 mod budget;
 mod health;
@@ -345,7 +356,7 @@ impl Dispatch {
         }
     }
 
-    /// A pool is not what it was: those who wait for its models may find room.
+    /// A pool is not what it was: it is counted as what it is, and those who wait for its models may find room.
     fn changed(&mut self, now: Mono, ix: PoolIx) {
         self.reindex(now, ix);
         for at in 0..self.pools[ix.0 as usize].models.len() {

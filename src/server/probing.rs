@@ -91,7 +91,7 @@ impl Probing {
             configured,
             runtime_dir,
             counts: false,
-            hurry: self.admission.early_closes(),
+            hurry: self.admission.early_closes(node_id),
             http: self.http.clone(),
             at_least: self.at_least,
         };
