@@ -269,12 +269,8 @@ impl Admission {
                         () = tokio::time::sleep_until(self.clock.instant(at)) => {}
                         () = self.rearm.notified() => continue,
                     }
-                    self.locked(|state, now| {
-                        let mut verdicts = std::mem::take(&mut state.verdicts);
-                        state.dispatch.expire(now, &mut verdicts);
-                        state.verdicts = verdicts;
-                        state.armed = None;
-                    });
+                    // What is due is done after every change.
+                    self.locked(|state, _| state.armed = None);
                 }
             }
         }

@@ -176,6 +176,18 @@ async fn an_early_close_holds_the_slot_for_as_long_as_the_engine_may_need() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_early_close_asks_for_readings_of_its_own_node_and_of_no_other() {
+    let (admission, ask) = start(1);
+    let own = admission.wants_reading(&node());
+    let other = admission.wants_reading(&NodeId::new("n2").expect("good"));
+    let mut permit = admission.acquire(ask).await.expect("a slot is free");
+    permit.sent();
+    drop(permit);
+    let changed = |reader: &watch::Receiver<()>| reader.has_changed().expect("its sender is there");
+    assert!(changed(&own) && !changed(&other));
+}
+
+#[tokio::test(start_paused = true)]
 async fn waits_end_in_time_and_at_the_close() {
     let (admission, ask) = start(1);
     let _held = admission.acquire(ask).await.expect("a slot is free");

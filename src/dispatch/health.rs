@@ -2,35 +2,37 @@
 
 use crate::types::{Millis, Mono};
 
+use super::index::Standing;
 use super::{Dispatch, Failure, Grant, ModelIx, PoolIx, Timer};
 
 impl Dispatch {
     /// The pool failed: it is left out for a second, twice as long each time, at most 30 s.
     pub fn eject(&mut self, now: Mono, ix: PoolIx, failure: Failure) {
-        let models = self.pools[ix.0 as usize].models.iter();
-        if failure == Failure::Broken && { models }.any(|model| self.is_last(now, *model, ix)) {
+        self.lapse(now);
+        let models = &self.pools[ix.0 as usize].models;
+        if failure == Failure::Broken && models.iter().any(|model| self.is_last(*model, ix)) {
             return;
         }
         let pool = self.pool(ix);
         // Until it is shown to be back, nobody can be told that it may serve soon.
         pool.refuses |= failure == Failure::Refused;
         let until = pool.eject(now);
-        self.recount(now, ix);
+        self.changed(now, ix);
         self.arm(until, Timer::Pool(ix));
     }
 
     /// Whether no other pool of the model is left.
-    fn is_last(&self, now: Mono, model: ModelIx, ix: PoolIx) -> bool {
-        let others = (self.models[model.0 as usize].pools.iter()).filter(|other| **other != ix);
-        !others
-            .map(|other| &self.pools[other.0 as usize])
-            .any(|pool| pool.hopeful && !pool.is_ejected(now))
+    fn is_last(&self, model: ModelIx, ix: PoolIx) -> bool {
+        let is_left = |standing: Standing| standing >= Standing::Coming;
+        let itself = (self.pools[ix.0 as usize].entry).is_some_and(|entry| is_left(entry.standing));
+        let index = &self.models[model.0 as usize].index;
+        index.count(0, Standing::Coming) == u32::from(itself)
     }
 
     /// Whether a pool of the model may serve soon: one that takes requests or may again, and does not refuse connections.
     #[must_use]
     pub fn is_hopeful(&self, model: ModelIx) -> bool {
-        self.models[model.0 as usize].hopeful > 0
+        self.models[model.0 as usize].is_hopeful(0)
     }
 
     /// The engine is busy, not broken: nothing new goes there for as long as it asked for (between 100 ms and 30 s), or
@@ -38,7 +40,7 @@ impl Dispatch {
     pub fn pause(&mut self, now: Mono, ix: PoolIx, asked: Option<Millis>) {
         let until = self.pool(ix).pause(now, asked);
         self.arm(until, Timer::Pool(ix));
-        self.grown.push(ix);
+        self.changed(now, ix);
     }
 
     /// Whether the pool failed or refused, and has not been shown to be back.
@@ -55,8 +57,8 @@ impl Dispatch {
             pool.hung_since.get_or_insert(now);
         } else {
             pool.hung_since = None;
-            self.grown.push(ix);
         }
+        self.changed(now, ix);
     }
 
     /// The pool served a request. When it is the one that was to show whether it is back, earlier failures and refusals
@@ -65,8 +67,7 @@ impl Dispatch {
         let pool = self.pool(grant.pool);
         if pool.is_probed_by(grant) {
             pool.forgive();
-            self.recount(now, grant.pool);
-            self.grown.push(grant.pool);
+            self.changed(now, grant.pool);
         }
     }
 }

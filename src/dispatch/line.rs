@@ -1,10 +1,10 @@
 //! The lines: who asks, waits, is granted, gives back and gives up.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 
 use crate::types::{Mono, Sample};
 
-use super::model::{Model, Waiting};
+use super::model::Waiting;
 use super::pool::Quarantined;
 use super::{
     Dispatch, Grant, ModelIx, Offer, Policy, PoolIx, Quarantine, Settings, Ticket, Timer, Turn,
@@ -13,13 +13,11 @@ use super::{
 
 /// A request that a pool is looked for.
 #[derive(Debug, Clone, Copy)]
-struct Claim {
-    model: ModelIx,
-    ticket: Ticket,
-    weight: u32,
-    min_ctx: u64,
-    /// Pools with at least so much context are for somebody before it, if there is anybody.
-    below: Option<u64>,
+pub(super) struct Claim {
+    pub model: ModelIx,
+    pub ticket: Ticket,
+    pub weight: u32,
+    pub min_ctx: u64,
 }
 
 impl Dispatch {
@@ -47,7 +45,13 @@ impl Dispatch {
             min_ctx,
             avoid,
         } = want;
-        let claim = self.claim(model, ticket, weight, min_ctx);
+        self.lapse(now);
+        let claim = Claim {
+            model,
+            ticket,
+            weight,
+            min_ctx,
+        };
         let pool = self
             .place(now, claim, avoid)
             .or_else(|| avoid.and_then(|_| self.place(now, claim, None)));
@@ -59,16 +63,24 @@ impl Dispatch {
         if is_new && let Err(refusal) = self.make_room(now, want) {
             return refusal;
         }
-        self.waiting_bytes += bytes;
-        self.model(model).enqueue(Waiting {
+        let waiting = Waiting {
             ticket,
             weight,
+            slots: self.model(model).slots_for(weight),
             min_ctx,
             bytes,
             arrived,
             deadline,
-        });
-        self.arm_queue(model);
+        };
+        self.waiting_bytes += bytes;
+        self.waiting_slots += u64::from(waiting.slots);
+        let no_pool_wait_ms = self.settings.no_pool_wait_ms;
+        let line = self.model(model);
+        let ends = line.ends_at(&waiting, no_pool_wait_ms);
+        line.enqueue(waiting);
+        self.arm_line(model, ends);
+        // Whoever gave way for it may have kept what it can use.
+        self.stir(model);
         Offer::Queued
     }
 
@@ -100,14 +112,13 @@ impl Dispatch {
         };
         let freed = gives_way.map_or(0, |(_, bytes)| bytes);
         if (self.waiting_bytes - freed).saturating_add(bytes) > queue_bytes {
-            let waiting: u64 = self.models.iter().map(Model::waiting_slots).sum();
-            let retry_after_ms = self.pace.until_served(now, waiting.saturating_add(1));
+            let retry_after_ms = self.pace.until_served(now, self.waiting_slots + 1);
             return Err(Offer::NoRoom { retry_after_ms });
         }
         if let Some((ticket, _)) = gives_way {
             let retry_after_ms = self.model(ix).retry_after(now, weight);
             self.cancel(ix, ticket);
-            self.dropped
+            self.ended
                 .push((ticket, Verdict::Dropped { retry_after_ms }));
         }
         Ok(())
@@ -116,33 +127,34 @@ impl Dispatch {
     /// Takes a request out of its queue.
     fn dequeue(&mut self, model: ModelIx, ticket: Ticket) -> Option<Waiting> {
         let found = self.model(model).dequeue(ticket);
-        self.waiting_bytes -= found.as_ref().map_or(0, |waiting| waiting.bytes);
+        if let Some(waiting) = &found {
+            self.left(waiting.bytes, waiting.slots.into(), waiting.weight);
+        }
         found
+    }
+
+    /// Somebody waits no longer. A heavy one may have kept slots from others; a light one found none itself.
+    fn left(&mut self, bytes: u64, slots: u64, weight: u32) {
+        self.waiting_bytes -= bytes;
+        self.waiting_slots -= slots;
+        if weight > 1 {
+            self.stir_all();
+        }
     }
 
     /// Sends everybody who waits away. Nobody is granted anything for it.
     pub fn close(&mut self) {
         for model in &mut self.models {
             model.queue.clear();
+            model.waiting_slots = 0;
         }
         self.waiting_bytes = 0;
+        self.waiting_slots = 0;
     }
 
     /// A waiting request gives up its place. False when it has none, because its wait has ended already.
     pub fn cancel(&mut self, model: ModelIx, ticket: Ticket) -> bool {
-        let found = self.dequeue(model, ticket);
-        if let Some(waiting) = &found {
-            self.left(model, waiting.weight);
-        }
-        found.is_some()
-    }
-
-    /// Somebody left the line of `model`. A heavy one may have kept slots from others; a light one finds none itself.
-    fn left(&mut self, model: ModelIx, weight: u32) {
-        if weight > 1 {
-            let Self { models, grown, .. } = self;
-            grown.extend_from_slice(&models[model.0 as usize].pools);
-        }
+        self.dequeue(model, ticket).is_some()
     }
 
     /// The engine has begun to answer: its slots are certainly busy from here on.
@@ -163,7 +175,7 @@ impl Dispatch {
                 .push(Quarantined::new(now, until, grant.weight));
             self.arm(until, Timer::Pool(grant.pool));
         }
-        self.grown.push(grant.pool);
+        self.changed(now, grant.pool);
         self.vacate_if_unused(grant.pool);
     }
 
@@ -175,48 +187,45 @@ impl Dispatch {
             let stale = pool.sample_until;
             self.arm(stale, Timer::Pool(ix));
         }
-        self.resized(ix);
-        self.grown.push(ix);
+        self.changed(now, ix);
     }
 
-    /// Gives free slots to those who wait, longest first. Appends who is granted what, after those who gave way.
+    /// Does what is due, and gives free slots to those who wait, longest first. Appends whose wait has ended, and how.
     pub fn pump(&mut self, now: Mono, out: &mut Vec<(Ticket, Verdict)>) {
-        out.append(&mut self.dropped);
-        while let Some(ix) = self.grown.pop() {
-            while let Some(claim) = self.next_for(now, ix) {
-                // The pool with room for the oldest need not be this one: a better placed may have room as well.
-                let pool = self.place(now, claim, None).unwrap_or(ix);
-                self.dequeue(claim.model, claim.ticket);
-                let grant = self.grant(now, claim.model, pool, claim.weight);
-                self.left(claim.model, claim.weight);
-                out.push((claim.ticket, Verdict::Granted(grant)));
-            }
+        self.lapse(now);
+        out.append(&mut self.ended);
+        // Whatever becomes of somebody, it makes no room for those who came earlier.
+        let mut tried = Ticket(0);
+        while let Some(claim) = self.next_after(tried) {
+            tried = claim.ticket;
+            let Some(pool) = self.place(now, claim, None) else {
+                continue;
+            };
+            self.dequeue(claim.model, claim.ticket);
+            let grant = self.grant(now, claim.model, pool, claim.weight);
+            out.push((claim.ticket, Verdict::Granted(grant)));
+        }
+        while let Some(model) = self.stirred.pop() {
+            self.model(model).stirred = false;
         }
     }
 
-    /// Who is next for this pool (see the module's rule), if the pool has room for it.
-    fn next_for(&self, now: Mono, ix: PoolIx) -> Option<Claim> {
-        let pool = &self.pools[ix.0 as usize];
-        let mut after = None;
-        loop {
-            let (model, next) = (pool.models.iter())
-                .filter_map(|model| {
-                    Some((*model, self.models[model.0 as usize].first_for(pool.ctx)?))
-                })
-                .filter(|(_, waiting)| after.is_none_or(|after| waiting.ticket > after))
-                .min_by_key(|(_, waiting)| waiting.ticket)?;
-            if pool.has_room(now, next.weight) {
-                return Some(self.claim(model, next.ticket, next.weight, next.min_ctx));
-            }
-            if pool.will_have_room(now, next.weight) {
-                return None;
-            }
-            after = Some(next.ticket);
-        }
+    /// Of those in line who may find room now and are the first for a pool that has a slot free, the oldest after `tried`.
+    fn next_after(&self, tried: Ticket) -> Option<Claim> {
+        let firsts = self.stirred.iter().filter_map(|model| {
+            let first = self.models[model.0 as usize].first_after(tried)?;
+            Some(Claim {
+                model: *model,
+                ticket: first.ticket,
+                weight: first.weight,
+                min_ctx: first.min_ctx,
+            })
+        });
+        firsts.min_by_key(|claim| claim.ticket)
     }
 
-    /// Ends waits that lasted too long, and everything else that ends by itself.
-    pub fn expire(&mut self, now: Mono, out: &mut Vec<(Ticket, Verdict)>) {
+    /// Ends what ends by itself until `now`: waits that lasted too long, quarantines, ejections, readings.
+    pub(super) fn lapse(&mut self, now: Mono) {
         while let Some(Reverse((at, timer))) = self.timers.peek().copied() {
             if at > now {
                 break;
@@ -230,46 +239,39 @@ impl Dispatch {
                         self.arm(stale, Timer::Pool(ix));
                     }
                     self.vacate_if_unused(ix);
-                    self.recount(now, ix);
-                    self.grown.push(ix);
+                    self.changed(now, ix);
                 }
                 // Another time means that an earlier timer has taken this one's place.
                 Timer::Queue(model) if self.model(model).armed == Some(at) => {
-                    self.expire_queue(now, model, out)
+                    self.expire_queue(now, model);
                 }
                 Timer::Queue(_) => {}
             }
         }
-        self.pump(now, out);
     }
 
-    fn expire_queue(&mut self, now: Mono, ix: ModelIx, out: &mut Vec<(Ticket, Verdict)>) {
+    fn expire_queue(&mut self, now: Mono, ix: ModelIx) {
         let no_pool_wait_ms = self.settings.no_pool_wait_ms;
-        let (mut freed, mut heaviest) = (0, 0);
-        let model = self.model(ix);
+        let Self { models, ended, .. } = self;
+        let model = &mut models[ix.0 as usize];
         model.armed = None;
-        while let Some(head) = model.queue.front() {
-            let verdict = if head.deadline <= now {
-                Verdict::QueueTimeout
-            } else if model
-                .hopeless_at(head, no_pool_wait_ms)
-                .is_some_and(|at| at <= now)
-            {
+        let (mut bytes, mut slots, mut heaviest) = (0, 0, 0);
+        model.dequeue_over(now, no_pool_wait_ms, |waiting, hopeless| {
+            let verdict = if hopeless {
                 Verdict::NoReadyPool
             } else {
-                break;
+                Verdict::QueueTimeout
             };
-            freed += head.bytes;
-            heaviest = heaviest.max(head.weight);
-            out.push((head.ticket, verdict));
-            model.queue.pop_front();
-        }
-        self.waiting_bytes -= freed;
-        self.arm_queue(ix);
-        self.left(ix, heaviest);
+            ended.push((waiting.ticket, verdict));
+            bytes += waiting.bytes;
+            slots += u64::from(waiting.slots);
+            heaviest = heaviest.max(waiting.weight);
+        });
+        self.left(bytes, slots, heaviest);
+        self.rearm_line(ix);
     }
 
-    /// When `expire` has something to do next, at the earliest.
+    /// When something is due next, at the earliest: [`pump`](Self::pump) does it.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Mono> {
         self.timers.peek().map(|Reverse((at, _))| *at)
@@ -279,58 +281,56 @@ impl Dispatch {
         self.timers.push(Reverse((at, timer)));
     }
 
-    pub(super) fn arm_queue(&mut self, ix: ModelIx) {
-        let no_pool_wait_ms = self.settings.no_pool_wait_ms;
+    /// Somebody's wait in the line of a model ends at this time.
+    fn arm_line(&mut self, ix: ModelIx, at: Mono) {
         let model = self.model(ix);
-        let Some(head) = model.queue.front() else {
-            return;
-        };
-        let at = model
-            .hopeless_at(head, no_pool_wait_ms)
-            .map_or(head.deadline, |at| at.min(head.deadline));
         if model.armed.is_none_or(|armed| at < armed) {
             model.armed = Some(at);
             self.arm(at, Timer::Queue(ix));
         }
     }
 
-    fn claim(&self, model: ModelIx, ticket: Ticket, weight: u32, min_ctx: u64) -> Claim {
-        Claim {
-            model,
-            ticket,
-            weight,
-            min_ctx,
-            below: self.models[model.0 as usize].least_ctx_before(ticket),
+    /// The waits in the line of a model end at other times than before.
+    pub(super) fn rearm_line(&mut self, ix: ModelIx) {
+        let model = &self.models[ix.0 as usize];
+        let ends = |waiting| model.ends_at(waiting, self.settings.no_pool_wait_ms);
+        if let Some(at) = model.queue.iter().map(ends).min() {
+            self.arm_line(ix, at);
         }
     }
 
-    /// Good before suspect, then the lowest busy share of slots, then the least recently picked; of those that are nobody
-    /// else's first.
+    /// Good before suspect, then the lowest busy share of slots, then the least recently picked; of those that are for the
+    /// request, and nobody else's first.
     fn place(&self, now: Mono, claim: Claim, avoid: Option<PoolIx>) -> Option<PoolIx> {
-        // Whoever is next in line for every context is so for each pool.
-        if claim.below == Some(0) {
-            return None;
-        }
-        self.models[claim.model.0 as usize]
-            .pools
-            .iter()
-            .copied()
-            .filter(|ix| Some(*ix) != avoid && self.suits(now, claim, *ix))
-            .min_by(|a, b| self.pools[a.0 as usize].rank(now, &self.pools[b.0 as usize]))
+        let model = &self.models[claim.model.0 as usize];
+        let best_of_each_kind = model.index.free(claim.min_ctx).filter_map(|(kind, pools)| {
+            let is_its_turn = model.suits(claim.weight, claim.min_ctx, kind)
+                && (model.first_for(kind)).is_none_or(|first| first.ticket >= claim.ticket);
+            let most_busy = kind.slots - claim.weight.clamp(1, kind.slots);
+            let is_for_it = |ix| Some(ix) != avoid && !self.is_kept(now, claim, ix);
+            is_its_turn
+                .then(|| pools.seats.first(most_busy, is_for_it))
+                .flatten()
+        });
+        let best = best_of_each_kind.min_by(|a, b| self.rank(now, *a, *b));
+        #[cfg(test)]
+        assert_eq!(best, self.scan(now, claim, avoid));
+        best
     }
 
-    /// Whether a pool has room for a request, and nobody comes before it there.
-    fn suits(&self, now: Mono, claim: Claim, ix: PoolIx) -> bool {
+    pub(super) fn rank(&self, now: Mono, a: PoolIx, b: PoolIx) -> Ordering {
+        let [one, other] = [a, b].map(|ix| &self.pools[ix.0 as usize]);
+        one.rank(now, other).then(a.cmp(&b))
+    }
+
+    /// Whether a pool is kept for somebody who came earlier and asks for another of its models.
+    fn is_kept(&self, now: Mono, claim: Claim, ix: PoolIx) -> bool {
         let pool = &self.pools[ix.0 as usize];
-        let comes_first = |model: &ModelIx| {
-            (self.models[model.0 as usize].first_for(pool.ctx)).is_some_and(|first| {
-                first.ticket < claim.ticket && pool.will_have_room(now, first.weight)
-            })
-        };
-        pool.has_room(now, claim.weight)
-            && claim.min_ctx <= pool.ctx
-            && claim.below.is_none_or(|below| pool.ctx < below)
-            && (pool.models.len() == 1 || !pool.models.iter().any(comes_first))
+        let others = pool.models.iter().filter(|model| **model != claim.model);
+        let firsts =
+            others.filter_map(|model| self.models[model.0 as usize].first_for(pool.kind()));
+        let mut earlier = firsts.filter(|first| first.ticket < claim.ticket);
+        earlier.any(|first| pool.will_have_room(now, first.weight))
     }
 
     fn grant(&mut self, now: Mono, model: ModelIx, ix: PoolIx, weight: u32) -> Grant {
@@ -339,6 +339,7 @@ impl Dispatch {
         let pool = self.pool(ix);
         let weight = weight.clamp(1, pool.slots_total);
         let probe = pool.take(now, weight, pick);
+        self.reindex(now, ix);
         self.model(model).pace.granted(now, weight);
         self.pace.granted(now, weight);
         Grant {

@@ -5,24 +5,38 @@
 //! out for a pool never exceed its slots; within a model nobody overtakes; a pool that accepts nothing is granted
 //! nothing. Called by `admission` alone, under its lock.
 //!
-//! Every call that may free capacity is followed by [`Dispatch::pump`], which says who is granted what.
+//! Every call that may free capacity is followed by [`Dispatch::pump`], which does what is due and says who is granted
+//! what. What is due is also done before anything is placed or left out: nothing is decided by what has lapsed.
 //!
-//! **Who is next.** A pool serves the oldest waiting request that its context is large enough for, over all its models.
-//! Context alone lets others pass: a request that needs more of it than a pool has is no concern of that pool. Slots do
-//! not: while the oldest needs more of them than are free, the pool keeps what is free for it, or heavy requests would
-//! starve behind light ones. There is one exception, between models: where slots that others use leave too few for the
-//! heavy one, whatever we do, younger requests of other models pass (those of its own never do).
+//! **Who is next.** A pool serves the oldest waiting request that it is *for*, over all its models. It is for those whose
+//! context it has, and whose slots it has in all: one that could never hold a request whole is no concern of that request,
+//! as long as a pool with enough context does that takes requests, and lets others pass. Where none does, the request is
+//! cut to what the largest of them have; it goes there at once, as a pool that only loads may be long in coming. Slots that
+//! are taken let nobody pass: while the oldest needs more of them than are free, the pool keeps what is free for it, or
+//! heavy requests would starve behind light ones. There is one exception, between models: where slots that others use
+//! leave too few for the heavy one, whatever we do, younger requests of other models pass (those of its own never do).
+//!
+//! **Who is told.** A request waits for as long as the queue allows, and no longer than the no-pool wait once no pool with
+//! enough context may serve soon: the hope that others of its model have is not its own.
 //!
 //! **Who is left out.** A pool that broke is *ejected*, and hopes of its models fall with it; one that refused because it
 //! is busy is *paused*, and one that does not answer is *hung*: nothing new goes there, and whoever waits for it waits
 //! on. After an ejection or a pause one request goes first, and the others follow when it was served.
+//!
+//! **What it costs.** Nothing that happens for each request or reading looks at every pool: `index` knows the best placed
+//! pool of each kind, and the lines whose pools changed since the last pump are looked through from their fronts. Pools
+//! are passed over one by one only where a request for several slots of another of their models has come before, and
+//! they keep for it what it cannot use yet.
 
 mod budget;
 mod health;
+mod hope;
+mod index;
 mod line;
 mod model;
 mod pace;
 mod pool;
+mod seats;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -30,6 +44,7 @@ use std::collections::BinaryHeap;
 use crate::types::{Millis, Mono};
 
 use budget::RetryBudget;
+use index::Entry;
 use model::Model;
 use pace::Pace;
 use pool::Pool;
@@ -233,12 +248,14 @@ pub struct Dispatch {
     models: Vec<Model>,
     /// Lazily checked: a timer that fires too early finds nothing to do.
     timers: BinaryHeap<Reverse<(Mono, Timer)>>,
-    /// Pools whose free slots may have grown since the last pump.
-    grown: Vec<PoolIx>,
-    /// Waiting requests that gave way since the last pump.
-    dropped: Vec<(Ticket, Verdict)>,
+    /// Models with somebody in line who may find room since the last pump.
+    stirred: Vec<ModelIx>,
+    /// Waits that have ended since the last pump, but for those that were granted.
+    ended: Vec<(Ticket, Verdict)>,
     /// Bytes of the bodies of all that wait.
     waiting_bytes: u64,
+    /// Slots that all of them will take.
+    waiting_slots: u64,
     /// How fast slots come back, over all models.
     pace: Pace,
     /// Slots of all pools.
@@ -258,9 +275,10 @@ impl Dispatch {
             vacant: Vec::new(),
             models: Vec::new(),
             timers: BinaryHeap::new(),
-            grown: Vec::new(),
-            dropped: Vec::new(),
+            stirred: Vec::new(),
+            ended: Vec::new(),
             waiting_bytes: 0,
+            waiting_slots: 0,
             pace: Pace::default(),
             fleet_slots: 0,
             budget: RetryBudget::default(),
@@ -292,13 +310,11 @@ impl Dispatch {
 
     /// A pool is described anew. Permits and readings stay.
     pub fn update_pool(&mut self, now: Mono, ix: PoolIx, spec: PoolSpec) {
-        let old = std::mem::take(&mut self.pool(ix).models);
-        if old != spec.models {
-            self.detach(now, ix, &old);
-            for model in &spec.models {
-                self.model(*model).pools.push(ix);
-            }
-            self.pool(ix).hopeful = false;
+        if self.pool(ix).models != spec.models {
+            self.withdraw(now, ix);
+            let pool = self.pool(ix);
+            pool.seats = vec![0; spec.models.len()];
+            pool.models = spec.models;
         }
         let pool = self.pool(ix);
         if spec.accepting && !pool.accepting {
@@ -310,58 +326,26 @@ impl Dispatch {
         pool.prospective = spec.prospective;
         pool.suspect = spec.suspect;
         pool.ctx = spec.n_ctx.unwrap_or(0);
-        pool.models = spec.models;
         pool.present = true;
         pool.slots_total = spec.slots_total.max(1);
-        self.resized(ix);
-        self.recount(now, ix);
-        self.grown.push(ix);
+        self.changed(now, ix);
     }
 
     /// A pool is gone. Its running requests end by themselves; its place is taken again after the last one.
     pub fn remove_pool(&mut self, now: Mono, ix: PoolIx) {
-        let models = std::mem::take(&mut self.pool(ix).models);
-        self.detach(now, ix, &models);
+        self.withdraw(now, ix);
         let pool = self.pool(ix);
-        pool.hopeful = false;
         pool.accepting = false;
         pool.prospective = false;
-        pool.present = false;
         pool.leaving = true;
-        self.resized(ix);
         self.vacate_if_unused(ix);
     }
 
-    /// The slots of a pool may be more or fewer than before.
-    fn resized(&mut self, ix: PoolIx) {
-        let Self {
-            pools,
-            models,
-            fleet_slots,
-            ..
-        } = self;
-        let pool = &mut pools[ix.0 as usize];
-        let slots = if pool.present { pool.slots_total } else { 0 };
-        *fleet_slots = *fleet_slots - u64::from(pool.counted) + u64::from(slots);
-        pool.counted = slots;
-        for model in &pool.models {
-            let model = &mut models[model.0 as usize];
-            model.largest = model.largest.max(slots);
-        }
-    }
-
-    fn detach(&mut self, now: Mono, ix: PoolIx, models: &[ModelIx]) {
-        let hopeful = self.pool(ix).hopeful;
-        for model in models {
-            let model = self.model(*model);
-            model.pools.retain(|pool| *pool != ix);
-            if hopeful {
-                model.lose_hope(now);
-            }
-        }
-        for model in models {
-            self.arm_queue(*model);
-        }
+    /// A pool serves none of its models any more.
+    fn withdraw(&mut self, now: Mono, ix: PoolIx) {
+        self.pool(ix).present = false;
+        self.changed(now, ix);
+        self.pool(ix).models.clear();
     }
 
     fn vacate_if_unused(&mut self, ix: PoolIx) {
@@ -372,22 +356,52 @@ impl Dispatch {
         }
     }
 
-    /// Counts the pool in or out among those of its models that may serve soon.
-    fn recount(&mut self, now: Mono, ix: PoolIx) {
+    /// A pool is not what it was: it is counted as what it is, and those who wait for its models may find room.
+    fn changed(&mut self, now: Mono, ix: PoolIx) {
+        self.reindex(now, ix);
+        for at in 0..self.pools[ix.0 as usize].models.len() {
+            self.stir(self.pools[ix.0 as usize].models[at]);
+        }
+    }
+
+    /// Brings what is kept of a pool elsewhere up to what it is.
+    fn reindex(&mut self, now: Mono, ix: PoolIx) {
         let pool = self.pool(ix);
-        let hopeful = pool.prospective && !pool.refuses;
-        if hopeful == pool.hopeful {
+        let entry = pool.to_entry(now, ix);
+        let was = std::mem::replace(&mut pool.entry, entry);
+        if was == entry {
             return;
         }
-        pool.hopeful = hopeful;
+        let slots = |entry: Option<Entry>| entry.map_or(0, |entry| entry.kind.slots);
+        self.fleet_slots = self.fleet_slots - u64::from(slots(was)) + u64::from(slots(entry));
         for at in 0..self.pools[ix.0 as usize].models.len() {
-            let model = self.pools[ix.0 as usize].models[at];
-            if hopeful {
-                self.model(model).hopeful += 1;
-            } else {
-                self.model(model).lose_hope(now);
-                self.arm_queue(model);
+            let Self { pools, models, .. } = self;
+            let pool = &mut pools[ix.0 as usize];
+            let ix = pool.models[at];
+            let model = &mut models[ix.0 as usize];
+            model.largest = model.largest.max(slots(entry));
+            if model.index.update(&mut pool.seats[at], was, entry) {
+                model.hope.set(now, model.index.most_ctx());
+                self.rearm_line(ix);
+                // Which pools are whose has changed, too.
+                self.stir_all();
             }
+        }
+    }
+
+    /// Somebody in the line of a model may find room.
+    fn stir(&mut self, ix: ModelIx) {
+        let model = self.model(ix);
+        if !model.stirred && !model.queue.is_empty() {
+            model.stirred = true;
+            self.stirred.push(ix);
+        }
+    }
+
+    /// Somebody in any line may.
+    fn stir_all(&mut self) {
+        for at in 0..self.models.len() {
+            self.stir(ModelIx(at as u32));
         }
     }
 
@@ -418,9 +432,7 @@ impl Dispatch {
     /// Whether a pool that serves the model now or may soon has at least so much context.
     #[must_use]
     pub fn has_context(&self, model: ModelIx, min_ctx: u64) -> bool {
-        (self.models[model.0 as usize].pools.iter())
-            .map(|ix| &self.pools[ix.0 as usize])
-            .any(|pool| pool.prospective && pool.ctx >= min_ctx)
+        self.models[model.0 as usize].has_context(min_ctx)
     }
 
     /// A request has finished, however often it was tried.
@@ -444,5 +456,7 @@ impl Dispatch {
 
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod scan;
 #[cfg(test)]
 mod tests;

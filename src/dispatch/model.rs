@@ -4,13 +4,17 @@ use std::collections::VecDeque;
 
 use crate::types::{Millis, Mono};
 
+use super::Ticket;
+use super::hope::Hope;
+use super::index::{Index, Kind, Standing};
 use super::pace::Pace;
-use super::{PoolIx, Ticket};
 
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub ticket: Ticket,
     pub weight: u32,
+    /// What is likely to become of that: no pool had more when it came.
+    pub slots: u32,
     /// Context that a slot must have for it.
     pub min_ctx: u64,
     /// Length of its body.
@@ -22,45 +26,38 @@ pub(super) struct Waiting {
 
 #[derive(Debug, Default)]
 pub(super) struct Model {
-    pub pools: Vec<PoolIx>,
+    pub index: Index,
     /// In order of arrival.
     pub queue: VecDeque<Waiting>,
+    /// Slots that those in it will take, in all.
+    pub waiting_slots: u64,
     /// The most slots that a pool of it has had: no request takes more.
     pub largest: u32,
     /// How fast its slots come back.
     pub pace: Pace,
-    /// Pools that serve now or may soon.
-    pub hopeful: u32,
-    /// When the last of them was lost.
-    hopeless_since: Mono,
+    pub hope: Hope,
     /// When the queue's timer fires.
     pub armed: Option<Mono>,
+    /// Somebody in the queue may find room now.
+    pub stirred: bool,
 }
 
 impl Model {
-    pub fn lose_hope(&mut self, now: Mono) {
-        self.hopeful = self
-            .hopeful
-            .checked_sub(1)
-            .expect("a pool is counted out once");
-        if self.hopeful == 0 {
-            self.hopeless_since = now;
-        }
+    /// When a waiting request is told that it waits no longer, whatever it is then told.
+    pub fn ends_at(&self, waiting: &Waiting, no_pool_wait_ms: Millis) -> Mono {
+        let hopeless = hopeless_at(&self.hope, waiting, no_pool_wait_ms);
+        hopeless.map_or(waiting.deadline, |at| at.min(waiting.deadline))
     }
 
-    /// When a waiting request is told that no pool may serve it, or `None` while one may.
-    pub fn hopeless_at(&self, waiting: &Waiting, no_pool_wait_ms: Millis) -> Option<Mono> {
-        (self.hopeful == 0).then(|| {
-            waiting
-                .arrived
-                .max(self.hopeless_since)
-                .plus(no_pool_wait_ms)
-        })
+    /// Slots that a request of this weight is likely to take.
+    pub fn slots_for(&self, weight: u32) -> u32 {
+        weight.clamp(1, self.largest.max(1))
     }
 
     pub fn enqueue(&mut self, waiting: Waiting) {
         // A request that is tried again keeps its arrival number, hence its place.
         let at = self.queue.partition_point(|w| w.ticket < waiting.ticket);
+        self.waiting_slots += u64::from(waiting.slots);
         self.queue.insert(at, waiting);
     }
 
@@ -69,38 +66,76 @@ impl Model {
             .queue
             .binary_search_by_key(&ticket, |w| w.ticket)
             .ok()?;
-        self.queue.remove(at)
+        let waiting = self.queue.remove(at)?;
+        self.waiting_slots -= u64::from(waiting.slots);
+        Some(waiting)
     }
 
-    /// The first in line of those to whom a slot with so much context will do.
-    pub fn first_for(&self, ctx: u64) -> Option<&Waiting> {
-        self.queue.iter().find(|waiting| waiting.min_ctx <= ctx)
-    }
-
-    /// The least context that will do for one of those before `ticket`: a pool with as much is theirs first.
-    pub fn least_ctx_before(&self, ticket: Ticket) -> Option<u64> {
-        let mut least = None;
-        for waiting in &self.queue {
-            // Nearly always the first one settles it.
-            if waiting.ticket >= ticket || least == Some(0) {
-                break;
+    /// Takes everybody out whose wait is over at `now`, and says of each whether there was no hope.
+    pub fn dequeue_over(
+        &mut self,
+        now: Mono,
+        no_pool_wait_ms: Millis,
+        mut over: impl FnMut(&Waiting, bool),
+    ) {
+        let Self {
+            queue,
+            hope,
+            waiting_slots,
+            ..
+        } = self;
+        queue.retain(|waiting| {
+            let late = waiting.deadline <= now;
+            let stays =
+                !late && hopeless_at(hope, waiting, no_pool_wait_ms).is_none_or(|at| at > now);
+            if !stays {
+                *waiting_slots -= u64::from(waiting.slots);
+                over(waiting, !late);
             }
-            least = Some(least.map_or(waiting.min_ctx, |least: u64| least.min(waiting.min_ctx)));
-        }
-        least
+            stays
+        });
     }
 
-    /// Slots that those who wait will take, in all.
-    pub fn waiting_slots(&self) -> u64 {
-        (self.queue.iter())
-            .map(|waiting| u64::from(waiting.weight.clamp(1, self.largest.max(1))))
-            .sum()
+    /// Whether pools of this kind are for a request of this weight: they have the context, and hold it whole as long as
+    /// any pool does that takes requests, or else are among the largest of those.
+    pub fn suits(&self, weight: u32, min_ctx: u64, kind: Kind) -> bool {
+        min_ctx <= kind.ctx
+            && (weight <= kind.slots || kind.slots >= self.index.most_slots(min_ctx))
     }
 
-    /// How long until those who wait now have been served, and one more that takes so many slots.
+    /// The first in line of those whom a pool of this kind is for.
+    pub fn first_for(&self, kind: Kind) -> Option<&Waiting> {
+        let mut queue = self.queue.iter();
+        queue.find(|waiting| self.suits(waiting.weight, waiting.min_ctx, kind))
+    }
+
+    /// The first in line after `tried` who is also the first for a pool with a slot free.
+    pub fn first_after(&self, tried: Ticket) -> Option<&Waiting> {
+        let kinds = self.index.free(0);
+        let firsts = kinds.filter_map(|(kind, _)| self.first_for(kind));
+        let untried = firsts.filter(|waiting| waiting.ticket > tried);
+        untried.min_by_key(|waiting| waiting.ticket)
+    }
+
+    /// Whether a pool may serve soon that has so much context.
+    pub fn is_hopeful(&self, min_ctx: u64) -> bool {
+        self.hope.lost_since(min_ctx).is_none()
+    }
+
+    /// Whether a pool that serves it now or may again has so much context.
+    pub fn has_context(&self, min_ctx: u64) -> bool {
+        self.index.count(min_ctx, Standing::Refusing) > 0
+    }
+
+    /// How long until those who wait now have been served, and one more of this weight.
     pub fn retry_after(&self, now: Mono, weight: u32) -> Millis {
-        let one_more = u64::from(weight.clamp(1, self.largest.max(1)));
-        self.pace
-            .until_served(now, self.waiting_slots().saturating_add(one_more))
+        let slots = self.waiting_slots + u64::from(self.slots_for(weight));
+        self.pace.until_served(now, slots)
     }
+}
+
+/// When a waiting request is told that no pool may serve it, or `None` while one may.
+fn hopeless_at(hope: &Hope, waiting: &Waiting, no_pool_wait_ms: Millis) -> Option<Mono> {
+    let since = hope.lost_since(waiting.min_ctx)?;
+    Some(waiting.arrived.max(since).plus(no_pool_wait_ms))
 }

@@ -4,7 +4,9 @@ use std::cmp::Ordering;
 
 use crate::types::{Millis, Mono, Sample};
 
-use super::{Grant, ModelIx, PoolCounts};
+use super::index::{Entry, Kind, Standing};
+use super::seats::{Place, Seat};
+use super::{Grant, ModelIx, PoolCounts, PoolIx};
 
 /// First ejection of a pool, and the longest (contract §3).
 const FIRST_MS: Millis = 1_000;
@@ -44,18 +46,18 @@ impl Quarantined {
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     pub models: Vec<ModelIx>,
+    /// Its seats with them, in the same order.
+    pub seats: Vec<Seat>,
     pub accepting: bool,
     pub prospective: bool,
     pub suspect: bool,
-    /// Counted among its models' pools that may serve soon.
-    pub hopeful: bool,
     /// Added, and not removed since.
     pub present: bool,
     /// Removed; the place is kept for the requests that still run.
     pub leaving: bool,
     pub slots_total: u32,
-    /// What of it the fleet's slots have in them.
-    pub counted: u32,
+    /// As its models and the fleet's slots have it.
+    pub entry: Option<Entry>,
     /// Context of one slot in tokens, 0 where it is unknown.
     pub ctx: u64,
     /// Slots of requests that run.
@@ -148,6 +150,38 @@ impl Pool {
     pub fn will_have_room(&self, now: Mono, weight: u32) -> bool {
         let ever_free = self.slots_total - self.external(now).min(self.slots_total);
         ever_free >= weight.clamp(1, self.slots_total)
+    }
+
+    /// What its models are to have of it.
+    pub fn to_entry(&self, now: Mono, ix: PoolIx) -> Option<Entry> {
+        let place = || Place::new(self.busy(now), self.picked, ix);
+        self.present.then(|| Entry {
+            kind: self.kind(),
+            standing: self.standing(now),
+            place: self.has_room(now, 1).then(place),
+        })
+    }
+
+    pub fn kind(&self) -> Kind {
+        Kind {
+            ctx: self.ctx,
+            slots: self.slots_total,
+            suspect: self.suspect,
+        }
+    }
+
+    fn standing(&self, now: Mono) -> Standing {
+        if !self.prospective {
+            Standing::Gone
+        } else if self.refuses {
+            Standing::Refusing
+        } else if self.is_ejected(now) {
+            Standing::Ejected
+        } else if !self.accepting {
+            Standing::Coming
+        } else {
+            Standing::Taking
+        }
     }
 
     /// Smaller is better placed.

@@ -8,7 +8,7 @@ use super::*;
 use crate::types::Sample;
 
 const MODELS: usize = 3;
-const POOLS: usize = 5;
+const POOLS: usize = 12;
 const QUARANTINE_MS: Millis = 3_000;
 const SETTINGS: Settings = Settings {
     queue_capacity: 64,
@@ -154,6 +154,8 @@ struct World {
     pools: BTreeMap<PoolIx, Seen>,
     running: Vec<Running>,
     waiting: BTreeMap<Ticket, (Turn, Want)>,
+    /// Of those, since when nothing may serve them.
+    hopeless: BTreeMap<Ticket, Mono>,
     out: Vec<(Ticket, Verdict)>,
 }
 
@@ -179,6 +181,7 @@ impl World {
             pools: BTreeMap::new(),
             running: Vec::new(),
             waiting: BTreeMap::new(),
+            hopeless: BTreeMap::new(),
             out: Vec::new(),
         }
     }
@@ -283,9 +286,15 @@ impl World {
         if grant.probe {
             *probe = Some(grant.pick);
         }
-        let ctx = spec.n_ctx.unwrap_or(0);
+        let spec = spec.clone();
+        assert!(
+            self.is_for(&want, &spec, counts.slots_total),
+            "a larger pool could hold it"
+        );
         let overtaken = self.waiting.values().find(|(older, waits)| {
-            older.ticket < turn.ticket && waits.model == want.model && waits.min_ctx <= ctx
+            older.ticket < turn.ticket
+                && waits.model == want.model
+                && self.is_for(waits, &spec, counts.slots_total)
         });
         assert!(overtaken.is_none(), "{turn:?} overtook {overtaken:?}");
         self.running.push(Running {
@@ -455,7 +464,42 @@ impl World {
             _ => {}
         }
         self.settle();
+        self.despair();
         self.check();
+    }
+
+    /// Whether a pool is for a request: it has the context, and the slots, or else as many as any that takes requests.
+    fn is_for(&self, want: &Want, spec: &PoolSpec, slots: u32) -> bool {
+        let has_context = |spec: &PoolSpec| want.min_ctx <= spec.n_ctx.unwrap_or(0);
+        let largest = (self.pools.iter())
+            .filter(|(_, other)| other.spec.models.contains(&want.model))
+            .filter(|(_, other)| has_context(&other.spec))
+            .filter(|(_, other)| other.spec.accepting && !other.refuses)
+            .map(|(ix, _)| self.dispatch.counts(self.now, *ix))
+            .filter(|counts| !counts.ejected)
+            .map(|counts| counts.slots_total)
+            .max();
+        has_context(spec) && slots >= want.weight.min(largest.unwrap_or(0))
+    }
+
+    /// Remembers since when those who wait have nothing to wait for.
+    fn despair(&mut self) {
+        let mut hopeless = std::mem::take(&mut self.hopeless);
+        hopeless.retain(|ticket, _| self.waiting.contains_key(ticket));
+        for (ticket, (_, want)) in &self.waiting {
+            let may_serve = self.pools.values().any(|seen| {
+                seen.spec.prospective
+                    && !seen.refuses
+                    && seen.spec.models.contains(&want.model)
+                    && want.min_ctx <= seen.spec.n_ctx.unwrap_or(0)
+            });
+            if may_serve {
+                hopeless.remove(ticket);
+            } else {
+                hopeless.entry(*ticket).or_insert(self.now);
+            }
+        }
+        self.hopeless = hopeless;
     }
 
     /// As the driver does: whatever is due is done when it is due.
@@ -469,7 +513,7 @@ impl World {
 
     fn settle(&mut self) {
         let mut out = std::mem::take(&mut self.out);
-        self.dispatch.expire(self.now, &mut out);
+        self.dispatch.pump(self.now, &mut out);
         for (ticket, verdict) in out.drain(..) {
             let (turn, want) = self
                 .waiting
@@ -482,6 +526,7 @@ impl World {
                     let hope = self.pools.iter().find(|(_, seen)| {
                         seen.spec.prospective
                             && seen.spec.models.contains(&want.model)
+                            && want.min_ctx <= seen.spec.n_ctx.unwrap_or(0)
                             && !seen.refuses
                     });
                     assert!(hope.is_none(), "{hope:?} may serve soon");
@@ -494,6 +539,14 @@ impl World {
 
     fn check(&self) {
         let now = self.now;
+        self.dispatch.assert_indexed(now);
+        for (ticket, since) in &self.hopeless {
+            let waits = self.waiting.contains_key(ticket);
+            assert!(
+                !waits || now < since.plus(SETTINGS.no_pool_wait_ms),
+                "hopes in vain"
+            );
+        }
         let mut slots = 0;
         for (ix, seen) in &self.pools {
             let counts = self.dispatch.counts(now, *ix);
@@ -543,7 +596,7 @@ impl World {
         }
         let mut passed: Vec<ModelIx> = Vec::new();
         for (ticket, (_, want)) in &self.waiting {
-            let fits = want.min_ctx <= seen.spec.n_ctx.unwrap_or(0);
+            let fits = self.is_for(want, &seen.spec, counts.slots_total);
             if !fits || !seen.spec.models.contains(&want.model) || passed.contains(&want.model) {
                 continue;
             }
@@ -624,12 +677,12 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_keeps_order_and_slots_and_everybodys_wait_ends(
         drop_lru in any::<bool>(),
-        pools in proptest::collection::vec(described(), 1..4),
+        pools in proptest::collection::vec(described(), 1..8),
         steps in proptest::collection::vec(step(), 1..150),
     ) {
         let mut world = World::new(drop_lru);

@@ -100,9 +100,8 @@ impl Bench {
         out
     }
 
+    /// What happens when nothing else does.
     fn expire(&mut self, now: Mono) -> Vec<(Ticket, Verdict)> {
-        let mut out = Vec::new();
-        self.dispatch.expire(now, &mut out);
-        out
+        self.pump(now)
     }
 }

@@ -103,3 +103,52 @@ fn a_heavy_request_for_a_large_pool_keeps_its_slots_but_not_those_of_small_ones(
         matches!(served[..], [(ticket, Verdict::Granted(grant))] if ticket == heavy && grant.pool == large)
     );
 }
+
+#[test]
+fn when_no_pool_with_enough_context_is_left_whoever_waits_for_one_is_told_after_the_no_pool_wait() {
+    let mut b = Bench::new();
+    b.dispatch
+        .add_pool(at(0), with_ctx(&[b.model], 1, Some(4_096)));
+    let large = b
+        .dispatch
+        .add_pool(at(0), with_ctx(&[b.model], 1, Some(32_768)));
+    let Offer::Granted(_on_large) = ask(&mut b, at(0), 5_000, 1).1 else {
+        panic!("has room")
+    };
+    let Offer::Granted(_on_small) = ask(&mut b, at(0), 0, 1).1 else {
+        panic!("has room")
+    };
+    let (short, offer) = ask(&mut b, at(1), 0, 1);
+    assert_eq!(offer, Offer::Queued);
+    let (long, offer) = ask(&mut b, at(2), 5_000, 1);
+    assert_eq!(offer, Offer::Queued);
+    b.dispatch.update_pool(at(10_000), large, gone(&[b.model]));
+    let (later, offer) = ask(&mut b, at(11_000), 5_000, 1);
+    assert_eq!(offer, Offer::Queued);
+    assert_eq!(b.expire(at(14_999)), vec![]);
+    assert_eq!(b.expire(at(15_000)), vec![(long, Verdict::NoReadyPool)]);
+    assert_eq!(b.expire(at(16_000)), vec![(later, Verdict::NoReadyPool)]);
+    // Whoever the small pool will do for waits on.
+    assert_eq!(b.expire(at(300_000)), vec![]);
+    assert_eq!(b.expire(at(300_001)), vec![(short, Verdict::QueueTimeout)]);
+}
+
+#[test]
+fn a_pool_with_enough_context_that_comes_back_in_time_is_waited_for() {
+    let mut b = Bench::new();
+    b.dispatch
+        .add_pool(at(0), with_ctx(&[b.model], 1, Some(4_096)));
+    let spec = with_ctx(&[b.model], 1, Some(32_768));
+    let large = b.dispatch.add_pool(at(0), spec.clone());
+    let Offer::Granted(on_large) = ask(&mut b, at(0), 5_000, 1).1 else {
+        panic!("has room")
+    };
+    let (long, _) = ask(&mut b, at(1), 5_000, 1);
+    b.dispatch.update_pool(at(10), large, gone(&[b.model]));
+    b.dispatch.update_pool(at(5_000), large, spec);
+    assert_eq!(b.expire(at(60_000)), vec![]);
+    b.dispatch
+        .release(at(60_001), on_large, false, Quarantine::No);
+    let served = b.pump(at(60_001));
+    assert!(matches!(served[..], [(ticket, Verdict::Granted(_))] if ticket == long));
+}

@@ -141,7 +141,7 @@ fn bodies_of_waiting_requests_take_so_many_bytes_over_all_models_and_running_one
         dispatch.pump(at(2), &mut out);
         assert!(matches!(out[..], [(ticket, Verdict::Granted(_))] if ticket == early));
         assert_eq!(dispatch.waiting_bytes(), 40);
-        dispatch.expire(at(400_000), &mut out);
+        dispatch.pump(at(400_000), &mut out);
         assert_eq!(dispatch.waiting_bytes(), 0);
         ask(&mut dispatch, two, 7, None);
         assert_eq!(dispatch.waiting_bytes(), 7);

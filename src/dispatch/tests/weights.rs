@@ -113,3 +113,99 @@ fn slots_of_one_heavy_request_are_not_taken_for_somebody_elses_where_a_reader_co
     s.dispatch.observe(at(5), pool, sample(4, 3, Some(1)));
     assert_eq!(s.dispatch.counts(at(5), pool).external, 2);
 }
+
+#[test]
+fn a_heavy_request_goes_to_a_pool_that_holds_it_whole_and_waits_for_one_that_does() {
+    let mut s = Shared::new();
+    let one = s.one;
+    let large = s.dispatch.add_pool(at(0), ready(&[one], 4));
+    let small = s.dispatch.add_pool(at(0), ready(&[one], 2));
+    // The small one is emptier.
+    let light = s.ask(at(0), one, 1).1.expect("has room");
+    assert_eq!(light.pool, large);
+    let heavy = s.ask(at(1), one, 3).1.expect("has room");
+    assert_eq!((heavy.pool, heavy.weight), (large, 3));
+    let (waits, grant) = s.ask(at(2), one, 3);
+    assert_eq!(grant, None);
+    // It does not keep what it cannot use.
+    let passes = s.ask(at(3), one, 2).1.expect("the small one is nobody's");
+    assert_eq!((passes.pool, passes.weight), (small, 2));
+    s.dispatch.release(at(4), light, false, Quarantine::No);
+    assert_eq!(s.pump(at(4)), vec![]);
+    assert_eq!(s.ask(at(5), one, 1).1, None, "the large one is kept for it");
+    s.dispatch.release(at(6), heavy, false, Quarantine::No);
+    let served = s.pump(at(6));
+    assert_eq!((served[0].0, served[0].1.pool), (waits, large));
+}
+
+#[test]
+fn a_request_heavier_than_every_pool_takes_all_slots_of_one_of_the_largest() {
+    let mut s = Shared::new();
+    let one = s.one;
+    s.dispatch.add_pool(at(0), ready(&[one], 1));
+    let large = s.dispatch.add_pool(at(0), ready(&[one], 4));
+    let grant = s.ask(at(0), one, 100).1.expect("has room");
+    assert_eq!((grant.pool, grant.weight), (large, 4));
+}
+
+#[test]
+fn when_the_last_pool_that_holds_it_whole_takes_requests_no_longer_a_smaller_one_does() {
+    let lost: [fn(&mut Dispatch, PoolIx, ModelIx); 4] = [
+        |dispatch, large, one| dispatch.update_pool(at(2), large, gone(&[one])),
+        |dispatch, large, one| dispatch.update_pool(at(2), large, loading(&[one])),
+        |dispatch, large, _| dispatch.remove_pool(at(2), large),
+        |dispatch, large, _| dispatch.eject(at(2), large, Failure::Broken),
+    ];
+    for lose in lost {
+        let mut s = Shared::new();
+        let one = s.one;
+        let large = s.dispatch.add_pool(at(0), ready(&[one], 4));
+        let small = s.dispatch.add_pool(at(0), ready(&[one], 2));
+        s.ask(at(0), one, 4).1.expect("has room");
+        let (heavy, grant) = s.ask(at(1), one, 4);
+        assert_eq!(grant, None);
+        lose(&mut s.dispatch, large, one);
+        let served = s.pump(at(2));
+        assert_eq!(served.len(), 1);
+        let (ticket, grant) = served[0];
+        assert_eq!((ticket, grant.pool, grant.weight), (heavy, small, 2));
+    }
+}
+
+#[test]
+fn a_pool_that_is_busy_or_silent_is_waited_for_as_it_may_be_back_at_any_moment() {
+    let mut s = Shared::new();
+    let one = s.one;
+    let large = s.dispatch.add_pool(at(0), ready(&[one], 4));
+    s.dispatch.add_pool(at(0), ready(&[one], 2));
+    s.dispatch.pause(at(0), large, None);
+    let (heavy, grant) = s.ask(at(1), one, 4);
+    assert_eq!(grant, None);
+    let mut out = Vec::new();
+    s.dispatch.pump(at(250), &mut out);
+    assert!(
+        matches!(out[..], [(ticket, Verdict::Granted(grant))] if ticket == heavy && grant.pool == large),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn when_a_pool_comes_that_holds_it_whole_what_was_kept_for_it_elsewhere_is_given_out() {
+    let mut s = Shared::new();
+    let (one, two) = (s.one, s.two);
+    let shared = s.dispatch.add_pool(at(0), ready(&[one, two], 2));
+    s.ask(at(0), two, 1).1.expect("has room");
+    let (heavy, grant) = s.ask(at(1), one, 4);
+    assert_eq!(grant, None, "it takes both slots");
+    let (light, grant) = s.ask(at(2), two, 1);
+    assert_eq!((grant, s.pump(at(2))), (None, vec![]));
+    let large = s.dispatch.add_pool(at(3), ready(&[one], 4));
+    let reading = sample(4, 4, Some(0));
+    s.dispatch.observe(at(3), large, reading);
+    let served = s.pump(at(3));
+    assert_eq!(served.len(), 1);
+    assert_eq!((served[0].0, served[0].1.pool), (light, shared));
+    s.dispatch.observe(at(4), large, sample(4, 0, Some(0)));
+    let served = s.pump(at(4));
+    assert_eq!((served[0].0, served[0].1.pool), (heavy, large));
+}
