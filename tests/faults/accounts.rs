@@ -75,7 +75,7 @@ fn lines(log: &str) -> BTreeMap<String, Line> {
     let mut lines = BTreeMap::new();
     let mut at = 0;
     for text in log.split_inclusive('\n') {
-        if text.contains(" request id=") {
+        if text.contains(" INFO request id=") {
             let field = |name: &str| {
                 let mut words = text.split_whitespace();
                 words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))

@@ -71,9 +71,9 @@ impl Clients {
             let id = self.next.fetch_add(1, Ordering::Relaxed);
             let more = usize::try_from(chance.below(300)).expect("a small number");
             let ask = match chance.below(4) {
-                0 => ring(50 + more / 4),
+                0 => COUNT,
                 1 => ring(300 + more),
-                _ => COUNT,
+                _ => ring(50 + more / 4),
             };
             let told = ask.called(id).told(self.address, chance.below(3) > 0);
             let pause = match told.end {
