@@ -2,7 +2,8 @@
 //! everything at rest.
 //!
 //! - Every client got a complete answer or a clear error: of an error in-band or as the answer, the code is one that this
-//!   fault may bring. A connection that breaks off is one while the control plane itself was away, and at no other time.
+//!   fault may bring. A connection that breaks off is one when the control plane itself is killed, and one that is refused when it is
+//!   away; at no other time.
 //! - The log of the control plane has one line for each request, with the status and the outcome that the client saw.
 //! - `/metrics` counts as many answers of each status as clients got, nobody who left, and as many retries as the log
 //!   has. The counters begin anew with the process: they are held against those whom its last life answered.
@@ -28,8 +29,9 @@ pub struct Figures {
     whole: usize,
     /// How many were told an error, by its code.
     told: BTreeMap<String, usize>,
-    /// Connections that broke off with the control plane.
-    broken: usize,
+    /// Connections that broke off with the control plane, and those that found none.
+    cut: usize,
+    unreachable: usize,
     retries: u64,
     /// The longest time between two events of a stream where nothing was wrong.
     gap: Duration,
@@ -47,11 +49,17 @@ impl Figures {
         if !self.told.is_empty() {
             let _ = write!(line, " within {}", seconds(self.told_after));
         }
-        if self.broken > 0 {
-            let _ = write!(line, ", {} cut", self.broken);
+        for (count, what) in [(self.cut, "cut"), (self.unreachable, "found nobody")] {
+            if count > 0 {
+                let _ = write!(line, ", {count} {what}");
+            }
         }
         let gap = seconds(self.gap);
-        let _ = write!(line, "; {} retries; longest gap elsewhere {gap}", self.retries);
+        let _ = write!(
+            line,
+            "; {} retries; longest gap elsewhere {gap}",
+            self.retries
+        );
         line
     }
 }
@@ -102,7 +110,7 @@ fn status(end: &End) -> Option<u16> {
     match end {
         End::Whole | End::InBand(_) => Some(200),
         End::Refused { status, .. } => Some(*status),
-        End::Broken(_) | End::Failed(_) => None,
+        End::Unreachable | End::Broken(_) | End::Failed(_) => None,
     }
 }
 
@@ -143,8 +151,13 @@ pub fn settle(scene: &Scene, answers: &[Answer], injected: &Injected, codes: &[&
                 figures.told_after = figures.told_after.max(after);
             }
             End::Broken(_) => {
+                let killed = outage(scene, answer) == Some(true);
+                assert!(killed, "for no reason: {answer:?}");
+                figures.cut += 1;
+            }
+            End::Unreachable => {
                 assert!(outage(scene, answer).is_some(), "for no reason: {answer:?}");
-                figures.broken += 1;
+                figures.unreachable += 1;
             }
             End::Failed(_) => panic!("neither an answer nor an error: {answer:?}"),
         }
@@ -168,7 +181,8 @@ fn outage(scene: &Scene, answer: &Answer) -> Option<bool> {
 
 /// Whether the log may know nothing of this request: it never came, or a control plane that was killed says no more.
 fn may_be_untold(scene: &Scene, answer: &Answer) -> bool {
-    matches!(answer.told.end, End::Broken(_)) || outage(scene, answer) == Some(true)
+    matches!(answer.told.end, End::Unreachable | End::Broken(_))
+        || outage(scene, answer) == Some(true)
 }
 
 /// Checks that the log says of a request what its client saw.
@@ -180,6 +194,7 @@ fn is_told_of(answer: &Answer, line: &Line) {
         End::Refused { status, code, .. } => {
             says.0 == Some(*status) && [code.as_str(), "engine_error"].contains(&says.1)
         }
+        End::Unreachable => false,
         End::Broken(_) | End::Failed(_) => true,
     };
     assert!(is_right, "the log says {says:?} of {answer:?}");

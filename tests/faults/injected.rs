@@ -98,10 +98,12 @@ impl Injected {
 
     /// The times, in words.
     pub fn line(&self) -> String {
-        self.times.iter().fold(String::new(), |mut line, (what, time)| {
-            let _ = write!(line, "; {what} {}", seconds(*time));
-            line
-        })
+        self.times
+            .iter()
+            .fold(String::new(), |mut line, (what, time)| {
+                let _ = write!(line, "; {what} {}", seconds(*time));
+                line
+            })
     }
 
     /// Whether anything was wrong where and while a request was answered.
@@ -144,7 +146,8 @@ impl Injected {
 
 impl Strike {
     fn touches(&self, told: &Told) -> bool {
-        let meanwhile = told.ended >= self.from && self.until.is_none_or(|until| told.begun <= until);
+        let meanwhile =
+            told.ended >= self.from && self.until.is_none_or(|until| told.begun <= until);
         // Whoever was refused has tried several places.
         let there = (told.head.as_ref()).is_none_or(|head| head.place.starts_with(&self.at));
         meanwhile && there

@@ -17,6 +17,7 @@ mod clients;
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod fake_control_plane;
 mod injected;
+mod network;
 mod processes;
 mod scene;
 #[path = "../it/scripted_engine.rs"]
@@ -54,7 +55,7 @@ struct Fault {
 }
 
 /// In the order they run in.
-const FAULTS: &[&[Fault]] = &[processes::FAULTS];
+const FAULTS: &[&[Fault]] = &[processes::FAULTS, network::FAULTS];
 
 fn main() -> ExitCode {
     let mut long = false;

@@ -31,7 +31,7 @@ const COUNT_SLOTS: usize = 3;
 /// From one word of a scripted engine to the next: forty take a second.
 const PACE: Duration = Duration::from_millis(25);
 /// How long an engine, or a node, may answer nothing at all before its streams are ended.
-pub const HUNG_AFTER: Duration = Duration::from_secs(2);
+pub const HUNG_AFTER: Duration = Duration::from_secs(1);
 
 /// When the control plane was away, by a moment before and one after it.
 #[derive(Debug, Clone, Copy)]
@@ -164,8 +164,8 @@ impl Scene {
 
     /// A node as the control plane shows it.
     pub fn node(&self, name: &str) -> Result<Value, String> {
-        let response =
-            http::get(self.plane.address, &format!("/v2/nodes/{name}")).map_err(|e| e.to_string())?;
+        let response = http::get(self.plane.address, &format!("/v2/nodes/{name}"))
+            .map_err(|e| e.to_string())?;
         let status = response.status;
         let text = response.text().map_err(|e| e.to_string())?;
         if status == 200 {

@@ -69,7 +69,7 @@ pub fn trial(
     mut act: impl FnMut(&mut Trial),
 ) -> String {
     let watch = scene.watch();
-    let rounds = if setting.long { 5 } else { 1 };
+    let rounds = if setting.long { 3 } else { 1 };
     let address = scene.plane.address;
     let chance = Random(setting.random.next());
     let (injected, answers) = Clients::ask_while(address, &mut setting.random, |clients| {

@@ -136,11 +136,6 @@ impl Watch {
         self.change(|facts| facts.plane_is_away = false);
     }
 
-    /// Notes something that somebody else saw and that should not be.
-    pub fn wrong(&self, what: String) {
-        lock(&self.shared.wrong).push(what);
-    }
-
     /// Ends it, and checks that nothing was wrong.
     pub fn end(mut self) {
         self.shared.over.store(true, Ordering::Relaxed);

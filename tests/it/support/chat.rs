@@ -3,6 +3,7 @@
 //! Used by the journeys.
 
 use std::fmt::{self, Display};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -173,7 +174,10 @@ impl Ask {
             headers.push(("x-request-id", &id));
         }
         let response = http::send(address, &written("POST", &path, &headers, body.as_bytes()))
-            .map_err(|e| End::Broken(e.to_string()))?;
+            .map_err(|e| match e.kind() {
+                ErrorKind::ConnectionRefused => End::Unreachable,
+                _ => End::Broken(e.to_string()),
+            })?;
         if response.status == 200 {
             Ok(response)
         } else {
@@ -258,6 +262,8 @@ pub enum End {
         code: String,
         body: String,
     },
+    /// Nobody listened: it never began.
+    Unreachable,
     /// With the connection, before the answer was there or all of it: what is there of it is right.
     Broken(String),
     /// In any other way.
@@ -289,6 +295,7 @@ impl Display for End {
             Self::Whole => f.write_str("every word"),
             Self::InBand(code) => write!(f, "an error in-band: {code}"),
             Self::Refused { status, body, .. } => write!(f, "{status}: {body}"),
+            Self::Unreachable => f.write_str("nobody listens"),
             Self::Broken(why) | Self::Failed(why) => f.write_str(why),
         }
     }
