@@ -35,8 +35,10 @@ pub struct Figures {
     retries: u64,
     /// The longest time between two events of a stream where nothing was wrong.
     gap: Duration,
-    /// How long after something broke the last was told.
+    /// How long after something broke the last stream was told.
     pub told_after: Duration,
+    /// The same of those who were refused, each after all its attempts.
+    refused_after: Duration,
 }
 
 impl Figures {
@@ -47,7 +49,8 @@ impl Figures {
             let _ = write!(line, ", {count} told {code}");
         }
         if !self.told.is_empty() {
-            let _ = write!(line, " within {}", seconds(self.told_after));
+            let last = self.told_after.max(self.refused_after);
+            let _ = write!(line, " within {}", seconds(last));
         }
         for (count, what) in [(self.cut, "cut"), (self.unreachable, "found nobody")] {
             if count > 0 {
@@ -148,7 +151,11 @@ pub fn settle(scene: &Scene, answers: &[Answer], injected: &Injected, codes: &[&
                 *figures.told.entry(code.clone()).or_default() += 1;
                 let after = injected.after(told);
                 let after = after.unwrap_or_else(|| panic!("nothing was wrong: {answer:?}"));
-                figures.told_after = figures.told_after.max(after);
+                let longest = match told.end {
+                    End::InBand(_) => &mut figures.told_after,
+                    _ => &mut figures.refused_after,
+                };
+                *longest = after.max(*longest);
             }
             End::Broken(_) => {
                 let killed = outage(scene, answer) == Some(true);

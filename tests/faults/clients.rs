@@ -3,6 +3,7 @@
 //! Invariants: every request has a name of its own ([`request_id`]), so that what the control plane says of it can be held
 //! against what its client saw; no client leaves before it has its answer. Used by all faults of processes and networks.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,9 +12,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::support::chat::{COUNT, End, Told, ring};
-use crate::support::eventually;
 use crate::support::load::Raised;
 use crate::support::seed::Random;
+use crate::support::{STEP, eventually};
 
 /// A machine with little to spare may be late with anything that has no promised limit.
 const SOON: Duration = Duration::from_secs(30);
@@ -21,6 +22,13 @@ const SOON: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 10;
 /// Whoever was given no answer asks again after a while, as programs do.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Nothing that was asked for takes longer, whatever goes wrong.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+fn lock<T>(it: &Mutex<T>) -> MutexGuard<'_, T> {
+    it.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A request and what became of it.
 #[derive(Debug)]
@@ -35,6 +43,8 @@ pub struct Clients {
     address: SocketAddr,
     over: AtomicBool,
     next: AtomicU64,
+    /// Asked, and not answered.
+    open: Mutex<BTreeSet<u64>>,
     answers: Mutex<Vec<Answer>>,
 }
 
@@ -49,6 +59,7 @@ impl Clients {
             address,
             over: AtomicBool::new(false),
             next: AtomicU64::new(0),
+            open: Mutex::default(),
             answers: Mutex::default(),
         };
         let shared = &clients;
@@ -75,24 +86,38 @@ impl Clients {
                 1 => ring(300 + more),
                 _ => ring(50 + more / 4),
             };
+            lock(&self.open).insert(id);
             let told = ask.called(id).told(self.address, chance.below(3) > 0);
+            lock(&self.open).remove(&id);
             let pause = match told.end {
                 End::Whole => Duration::from_millis(20 + chance.below(80)),
                 _ => PAUSE,
             };
-            self.answers().push(Answer { id, told });
+            lock(&self.answers).push(Answer { id, told });
             std::thread::sleep(pause);
         }
     }
 
-    fn answers(&self) -> MutexGuard<'_, Vec<Answer>> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lets nobody ask any more, and waits until everybody has an answer. Says which requests have none, if any.
+    pub fn end(&self) -> Result<(), String> {
+        self.over.store(true, Ordering::Relaxed);
+        let begun = Instant::now();
+        loop {
+            let open = lock(&self.open).clone();
+            if open.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("no answer within {PATIENCE:?}: {open:?}"));
+            }
+            std::thread::sleep(STEP);
+        }
     }
 
     /// Goes on until `count` more answers were complete.
     pub fn go_on(&self, count: usize) {
         let complete = || {
-            let answers = self.answers();
+            let answers = lock(&self.answers);
             let complete = answers.iter().filter(|it| it.told.end == End::Whole);
             complete.count()
         };
@@ -111,7 +136,7 @@ impl Clients {
     /// how long after that moment it had its answer's head.
     pub fn served(&self, after: Instant, is_there: impl Fn(&str) -> bool) -> Duration {
         let look = || {
-            let answers = self.answers();
+            let answers = lock(&self.answers);
             let heads = (answers.iter().map(|it| &it.told))
                 .filter(|told| told.begun >= after && told.end == End::Whole)
                 .filter_map(|told| told.head.as_ref());

@@ -28,11 +28,11 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "doors-cut",
-        inject: |setting| trial(setting, Scene::networked(), &HUNG, doors_cut),
+        inject: |setting| trial(setting, Scene::networked(), &TWO_AWAY, doors_cut),
     },
     Fault {
         name: "doors-one-way",
-        inject: |setting| trial(setting, Scene::networked(), &HUNG, doors_one_way),
+        inject: |setting| trial(setting, Scene::networked(), &TWO_AWAY, doors_one_way),
     },
     Fault {
         name: "doors-slow",
@@ -48,6 +48,11 @@ pub const FAULTS: &[Fault] = &[
 const RESET: Told = Told {
     codes: &["worker_reset"],
     within: SOON,
+};
+/// With two of three doors away, three attempts may find neither slot nor door that works.
+const TWO_AWAY: Told = Told {
+    codes: &["worker_reset", "upstream_failed"],
+    ..HUNG
 };
 
 impl Trial<'_> {
@@ -101,8 +106,12 @@ impl Trial<'_> {
         self.scene.networks[at].to_node.set(fault);
     }
 
-    /// Every door can be reached again: waits until each is used.
-    fn doors_are_back(&mut self) {
+    /// Every door can be reached again: waits until each is used. What was lost at these on a connection its sender would
+    /// have sent again, or been told that nobody knows of it any more; here nothing is sent again, so everybody is told.
+    fn doors_are_back(&mut self, lost: &[usize]) {
+        for &at in lost {
+            self.scene.networks[at].to_node.set(Network::Refuse);
+        }
         for networks in &self.scene.networks {
             networks.to_node.set(Network::Pass);
         }
@@ -168,7 +177,7 @@ fn doors_cut(trial: &mut Trial) {
         trial.door(at, fault);
     }
     trial.pause(BEYOND.start, BEYOND.end);
-    trial.doors_are_back();
+    trial.doors_are_back(&[cut]);
 }
 
 /// One door no longer hears, and one is no longer heard.
@@ -179,7 +188,7 @@ fn doors_one_way(trial: &mut Trial) {
         trial.door(at, fault);
     }
     trial.pause(BEYOND.start, BEYOND.end);
-    trial.doors_are_back();
+    trial.doors_are_back(&[deaf, unheard]);
 }
 
 /// One door is far away, one is behind a lossy network, and from one nothing comes for a while, less than is taken for dead.
@@ -194,7 +203,7 @@ fn doors_slow(trial: &mut Trial) {
     trial.pause(200, 900);
     trial.scene.networks[held].to_node.set(Network::Pass);
     trial.pause(500, 1_500);
-    trial.doors_are_back();
+    trial.doors_are_back(&[]);
 }
 
 /// One thing after the other, whatever chance brings.
@@ -218,7 +227,7 @@ fn mixture(setting: &mut Setting) -> String {
         ("doors-slow", doors_slow),
     ];
     const ANY: Told = Told {
-        codes: &["worker_reset", "shutting_down"],
+        codes: &["worker_reset", "shutting_down", "upstream_failed"],
         within: SOON,
     };
     let faults = if setting.long { 5 } else { 1 };

@@ -159,7 +159,8 @@ impl Scene {
     /// Begins to watch it.
     pub fn watch(&self) -> Watch {
         let slots = [(RING, u64::from(RING_SLOTS)), (COUNT, COUNT_SLOTS as u64)];
-        Watch::begin(self.plane.address, &NODES, slots.into())
+        let engines: Vec<_> = self.engines.iter().map(|engine| engine.address).collect();
+        Watch::begin(self.plane.address, &NODES, slots.into(), &engines)
     }
 
     /// A node as the control plane shows it.

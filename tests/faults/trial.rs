@@ -2,6 +2,7 @@
 //!
 //! Used by all faults of processes and networks.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use crate::Setting;
@@ -25,7 +26,7 @@ pub struct Trial<'a> {
 pub struct Told {
     /// The codes that this fault may bring.
     pub codes: &'static [&'static str],
-    /// How long after it began.
+    /// How long after it began a stream is told. (Who is refused may have waited for a slot, and for three attempts.)
     pub within: Duration,
 }
 
@@ -80,9 +81,17 @@ pub fn trial(
             injected: Injected::default(),
             chance,
         };
-        for _ in 0..rounds {
-            clients.go_on(5);
-            act(&mut trial);
+        let acted = catch_unwind(AssertUnwindSafe(|| {
+            for _ in 0..rounds {
+                clients.go_on(5);
+                act(&mut trial);
+            }
+            clients.end().unwrap_or_else(|open| panic!("{open}"));
+        }));
+        if let Err(panic) = acted {
+            // Nobody shall wait for an answer that may never come.
+            trial.scene.plane.kill9();
+            resume_unwind(panic);
         }
         trial.injected
     });
@@ -90,6 +99,9 @@ pub fn trial(
     let figures: Figures = settle(&scene, &answers, &injected, told.codes);
     injected.nothing_reached_the_drained(&scene, &answers);
     let after = figures.told_after;
-    assert!(after <= told.within, "told after {after:?} only");
+    assert!(
+        after <= told.within,
+        "a stream was told after {after:?} only"
+    );
     figures.line() + &injected.line()
 }

@@ -4,7 +4,8 @@
 //! - A node that lives is not Offline.
 //! - A node that is dead is not Online beyond its bound: the timeout and a second, as promised, and what a busy machine
 //!   may add to that.
-//! - No pool runs more requests than its engine has slots, by the control plane's own count.
+//! - No pool runs more requests than its engine has slots, by the control plane's own count; and no real engine ever has
+//!   a request that waits inside it.
 //! - A node that is drained gets nothing: what runs there only ever becomes less.
 //! - A control plane that nobody stopped answers.
 //!
@@ -21,7 +22,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::support::http;
+use crate::support::http::{self, Response};
 
 /// The node timeout of every fleet that is watched.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,8 +32,9 @@ const FOUND: Duration = Duration::from_secs(1);
 pub const SLACK: Duration = Duration::from_secs(1);
 /// From the death of a node to the moment when nobody may see it Online.
 pub const BOUND: Duration = TIMEOUT.saturating_add(FOUND).saturating_add(SLACK);
-/// How often it looks.
+/// How often it looks: at the control plane, and at each engine.
 const STEP: Duration = Duration::from_millis(40);
+const ENGINE_STEP: Duration = Duration::from_millis(100);
 
 /// What is true of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,11 +72,18 @@ fn lock<T>(it: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Watch {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<u64>>,
+    at_engines: Vec<JoinHandle<u64>>,
 }
 
 impl Watch {
-    /// Begins to watch the control plane there, of live nodes of these names whose pools have so many slots.
-    pub fn begin(address: SocketAddr, nodes: &[&str], slots: BTreeMap<&'static str, u64>) -> Self {
+    /// Begins to watch the control plane there, of live nodes of these names whose pools have so many slots, and these
+    /// engines.
+    pub fn begin(
+        address: SocketAddr,
+        nodes: &[&str],
+        slots: BTreeMap<&'static str, u64>,
+        engines: &[SocketAddr],
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let live = nodes.iter().map(|node| ((*node).to_owned(), Fact::Live));
         lock(&shared.facts).nodes = live.collect();
@@ -93,7 +102,12 @@ impl Watch {
             }
             looks
         });
+        let at_engines = engines.iter().map(|&engine| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || nothing_waits(engine, &shared))
+        });
         Self {
+            at_engines: at_engines.collect(),
             shared,
             thread: Some(thread),
         }
@@ -141,6 +155,10 @@ impl Watch {
         self.shared.over.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("it ends once");
         let looks = thread.join().expect("its panic is shown above");
+        for thread in self.at_engines.drain(..) {
+            let looks = thread.join().expect("its panic is shown above");
+            assert!(looks > 5, "it looked at an engine only {looks} times");
+        }
         let wrong = lock(&self.shared.wrong);
         assert!(
             wrong.is_empty(),
@@ -164,6 +182,33 @@ impl Drop for Watch {
             }
         }
     }
+}
+
+/// Looks at a real engine as long as it is there and answers, and gives how often that was.
+fn nothing_waits(engine: SocketAddr, shared: &Shared) -> u64 {
+    let mut looks = 0;
+    while !shared.over.load(Ordering::Relaxed) {
+        // One that was killed says nothing, and one that is stopped does so later.
+        let metrics = http::get(engine, "/metrics").and_then(Response::text);
+        let deferred = metrics.ok().and_then(|text| {
+            let mut lines = text.lines();
+            lines.find_map(|line| {
+                line.strip_prefix("llamacpp:requests_deferred ")?
+                    .parse()
+                    .ok()
+            })
+        });
+        match deferred {
+            None => {}
+            Some(0.0) => looks += 1,
+            Some::<f64>(waiting) => {
+                let what = format!("{waiting} requests wait inside the engine at {engine}");
+                lock(&shared.wrong).push(what);
+            }
+        }
+        std::thread::sleep(ENGINE_STEP);
+    }
+    looks
 }
 
 struct Eye {
