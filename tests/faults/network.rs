@@ -206,9 +206,12 @@ fn doors_slow(trial: &mut Trial) {
     trial.doors_are_back(&[]);
 }
 
+/// Something to do to a fleet, and what it is called.
+type Named = (&'static str, fn(&mut Trial));
+
 /// One thing after the other, whatever chance brings.
 fn mixture(setting: &mut Setting) -> String {
-    const ALL: [(&str, fn(&mut Trial)); 16] = [
+    const ALL: [Named; 17] = [
         ("engine-killed", processes::engine_killed),
         ("engine-terminated", processes::engine_terminated),
         ("engine-paused", processes::engine_paused),
@@ -219,6 +222,7 @@ fn mixture(setting: &mut Setting) -> String {
         ("agent-terminated", processes::agent_terminated),
         ("server-killed", processes::server_killed),
         ("server-terminated", processes::server_terminated),
+        ("server-stopped", processes::server_stopped),
         ("agents-cut", agents_cut),
         ("agents-one-way", agents_one_way),
         ("agents-held", agents_held),
@@ -233,7 +237,8 @@ fn mixture(setting: &mut Setting) -> String {
     let faults = if setting.long { 5 } else { 1 };
     trial(setting, Scene::networked(), &ANY, |trial| {
         for _ in 0..faults {
-            let (name, fault) = ALL[usize::try_from(trial.chance.below(16)).expect("sixteen")];
+            let one = trial.chance.below(ALL.len() as u64);
+            let (name, fault) = ALL[usize::try_from(one).expect("one of them")];
             println!("  {name}");
             fault(trial);
         }

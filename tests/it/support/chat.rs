@@ -48,6 +48,7 @@ impl Ask {
     }
 
     /// The same, as a request that is called [`request_id`] of this number.
+    #[allow(dead_code, reason = "used by the fault suite")]
     pub fn called(self, id: u64) -> Self {
         Self {
             id: Some(id),

@@ -45,6 +45,7 @@ pub enum Fault {
     Hold,
     /// Now and then what is sent must be sent again, which takes a while, and now and then a connection is reset. By
     /// chance, of this seed.
+    #[allow(dead_code, reason = "used by the fault suite")]
     Lossy(u64),
 }
 
