@@ -288,7 +288,7 @@ pub fn server_stopped(trial: &mut Trial) {
     trial.injected.strike("");
     trial.scene.plane.signal(Signal::SIGSTOP);
     // Nobody is heard for as long.
-    let away = 2 * TIMEOUT + trial.between(0, 1_000);
+    let away = TIMEOUT + TIMEOUT / 2 + trial.between(0, 1_000);
     std::thread::sleep(away);
     trial.scene.plane.signal(Signal::SIGCONT);
     trial.injected.heals();
