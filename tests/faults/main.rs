@@ -11,14 +11,25 @@
 //! - no permit leaks, and no slot is over-committed by us;
 //! - every client gets a complete answer or a clear error, and `/metrics` tells of as many as the clients saw.
 
+mod accounts;
+mod clients;
 #[path = "../it/fake_control_plane.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod fake_control_plane;
+mod injected;
+mod network;
+mod processes;
+mod scene;
+#[path = "../it/scripted_engine.rs"]
+#[allow(dead_code, reason = "shared with the tests of tests/it")]
+mod scripted_engine;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod support;
 #[path = "../bench/table.rs"]
 mod table;
+mod trial;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -44,7 +55,7 @@ struct Fault {
 }
 
 /// In the order they run in.
-const FAULTS: &[&[Fault]] = &[];
+const FAULTS: &[&[Fault]] = &[processes::FAULTS, network::FAULTS];
 
 fn main() -> ExitCode {
     let mut long = false;

@@ -2,6 +2,8 @@
 //!
 //! Used by the journeys.
 
+use std::fmt::{self, Display};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use tokio::time::Instant;
 
 use super::counting::{FORTY, counts};
 use super::engine::Model;
-use super::http::{self, Events, Response};
+use super::http::{self, Events, Response, written};
 
 /// What is asked for. The counting model needs no limit, the ring knows no other end.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +20,7 @@ pub struct Ask {
     model: Model,
     words: usize,
     base: &'static str,
+    id: Option<u64>,
 }
 
 /// Count to forty.
@@ -25,6 +28,7 @@ pub const COUNT: Ask = Ask {
     model: Model::Counting,
     words: FORTY,
     base: "",
+    id: None,
 };
 
 /// Count so many words in a circle.
@@ -33,6 +37,7 @@ pub fn ring(words: usize) -> Ask {
         model: Model::Ring,
         words,
         base: "",
+        id: None,
     }
 }
 
@@ -40,6 +45,15 @@ impl Ask {
     /// The same, where the endpoints of an engine lie under this path.
     pub fn under(self, base: &'static str) -> Self {
         Self { base, ..self }
+    }
+
+    /// The same, as a request that is called [`request_id`] of this number.
+    #[allow(dead_code, reason = "used by the fault suite")]
+    pub fn called(self, id: u64) -> Self {
+        Self {
+            id: Some(id),
+            ..self
+        }
     }
 
     fn body(self, stream: bool) -> Value {
@@ -64,18 +78,25 @@ impl Ask {
 
     /// Asks without streaming, and checks that the answer is complete. Gives the node that answered.
     pub fn whole(self, address: SocketAddr) -> Result<String, String> {
-        let response = self.send(address, false)?;
-        let node = node(&response);
-        self.whole_in(response)?;
-        Ok(node)
+        let whole = || {
+            let response = self.send(address, false)?;
+            let node = node(&response);
+            self.whole_in(response)?;
+            Ok::<_, End>(node)
+        };
+        whole().map_err(|end| end.to_string())
     }
 
     /// Asks for a stream, and waits for its head.
     pub fn stream(self, address: SocketAddr) -> Result<Stream, String> {
+        self.begin(address).map_err(|end| end.to_string())
+    }
+
+    fn begin(self, address: SocketAddr) -> Result<Stream, End> {
         let response = self.send(address, true)?;
         let kind = response.header("content-type").unwrap_or_default();
         if !kind.starts_with("text/event-stream") {
-            return Err(format!("a stream of type {kind:?}"));
+            return Err(End::Failed(format!("a stream of type {kind:?}")));
         }
         let now = Instant::now();
         Ok(Stream {
@@ -101,16 +122,16 @@ impl Ask {
     /// Asks, and says what became of it, whatever that is.
     pub fn told(self, address: SocketAddr, stream: bool) -> Told {
         let begun = Instant::now();
-        let failed = |e: String| Told {
+        let failed = |end: End| Told {
             is_stream: stream,
             begun,
             head: None,
             ended: Instant::now(),
             gap: Duration::ZERO,
-            end: End::Failed(e),
+            end,
         };
         if stream {
-            let stream = self.stream(address).map(|stream| stream.follow(begun));
+            let stream = self.begin(address).map(|stream| stream.follow(begun));
             return stream.unwrap_or_else(failed);
         }
         let response = match self.send(address, false) {
@@ -132,23 +153,37 @@ impl Ask {
     }
 
     /// Checks that an answer is complete.
-    fn whole_in(self, response: Response) -> Result<(), String> {
-        let text = response.text().map_err(|e| e.to_string())?;
-        let answer: Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
+    fn whole_in(self, response: Response) -> Result<(), End> {
+        let text = response.text().map_err(|e| End::Broken(e.to_string()))?;
+        let answer: Value =
+            serde_json::from_str(&text).map_err(|e| End::Failed(format!("{e}: {text}")))?;
         let choice = &answer["choices"][0];
         let content = choice["message"]["content"].as_str().unwrap_or_default();
         self.check(content, choice["finish_reason"].as_str())
+            .map_err(End::Failed)
     }
 
-    fn send(self, address: SocketAddr, stream: bool) -> Result<Response, String> {
+    fn send(self, address: SocketAddr, stream: bool) -> Result<Response, End> {
         let path = format!("{}/v1/chat/completions", self.base);
-        let response = http::post(address, &path, &self.body(stream)).map_err(|e| e.to_string())?;
-        if response.status != 200 {
-            let status = response.status;
-            let text = response.text().unwrap_or_default();
-            return Err(format!("{status}: {text}"));
+        let body = self.body(stream).to_string();
+        let id = self.id.map(request_id).unwrap_or_default();
+        let mut headers = vec![
+            ("content-type", "application/json"),
+            ("connection", "close"),
+        ];
+        if self.id.is_some() {
+            headers.push(("x-request-id", &id));
         }
-        Ok(response)
+        let response = http::send(address, &written("POST", &path, &headers, body.as_bytes()))
+            .map_err(|e| match e.kind() {
+                ErrorKind::ConnectionRefused => End::Unreachable,
+                _ => End::Broken(e.to_string()),
+            })?;
+        if response.status == 200 {
+            Ok(response)
+        } else {
+            Err(End::refused(response))
+        }
     }
 
     fn check(self, content: &str, finish_reason: Option<&str>) -> Result<(), String> {
@@ -161,6 +196,11 @@ impl Ask {
         }
         Ok(())
     }
+}
+
+/// What a request of this number is called.
+pub fn request_id(id: u64) -> String {
+    format!("fault-{id}")
 }
 
 /// The node that answered, as the gateway names it; empty when an engine was asked directly.
@@ -216,8 +256,50 @@ pub enum End {
     Whole,
     /// With an error in-band as the last event, of this code, after words without a gap.
     InBand(String),
+    /// With an error as the answer.
+    Refused {
+        status: u16,
+        /// Of the error object; empty when the body is none.
+        code: String,
+        body: String,
+    },
+    /// Nobody listened: it never began.
+    Unreachable,
+    /// With the connection, before the answer was there or all of it: what is there of it is right.
+    Broken(String),
     /// In any other way.
     Failed(String),
+}
+
+impl End {
+    /// An answer that is an error.
+    fn refused(response: Response) -> Self {
+        let status = response.status;
+        let body = match response.text() {
+            Ok(body) => body,
+            Err(e) => return Self::Broken(format!("the body of a {status}: {e}")),
+        };
+        let object: Value = serde_json::from_str(&body).unwrap_or_default();
+        let code = match &object["error"]["code"] {
+            Value::String(code) => code.clone(),
+            // An engine's own.
+            Value::Number(code) => code.to_string(),
+            _ => String::new(),
+        };
+        Self::Refused { status, code, body }
+    }
+}
+
+impl Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => f.write_str("every word"),
+            Self::InBand(code) => write!(f, "an error in-band: {code}"),
+            Self::Refused { status, body, .. } => write!(f, "{status}: {body}"),
+            Self::Unreachable => f.write_str("nobody listens"),
+            Self::Broken(why) | Self::Failed(why) => f.write_str(why),
+        }
+    }
 }
 
 /// The code of an error in-band.
@@ -251,10 +333,13 @@ enum Event {
 }
 
 impl Stream {
-    fn next(&mut self) -> Result<Event, String> {
+    fn next(&mut self) -> Result<Event, End> {
         let data = self.events.next().map_err(|e| {
             let words = self.text.split(' ').count() - 1;
-            format!("after {words} words: {e}")
+            match counts(&self.text) {
+                Ok(_) => End::Broken(format!("after {words} words: {e}")),
+                Err(wrong) => End::Failed(format!("{wrong}; and then {e}")),
+            }
         })?;
         let now = Instant::now();
         self.gap = self.gap.max(now - std::mem::replace(&mut self.last, now));
@@ -264,7 +349,8 @@ impl Stream {
         if data == "[DONE]" {
             return Ok(Event::Done);
         }
-        let frame: Value = serde_json::from_str(&data).map_err(|e| format!("{e}: {data}"))?;
+        let frame: Value =
+            serde_json::from_str(&data).map_err(|e| End::Failed(format!("{e}: {data}")))?;
         if !frame["error"].is_null() {
             return Ok(Event::Error(frame["error"].clone()));
         }
@@ -281,7 +367,7 @@ impl Stream {
     /// Reads on until `words` words have come.
     pub fn read(&mut self, words: usize) -> Result<(), String> {
         while counts(&self.text)? < words {
-            match self.next()? {
+            match self.next().map_err(|end| end.to_string())? {
                 Event::Frame => {}
                 Event::Error(error) => return Err(format!("an error in-band: {error}")),
                 Event::Done | Event::End => {
@@ -296,8 +382,7 @@ impl Stream {
     pub fn finish(mut self) -> Result<(), String> {
         match self.end() {
             End::Whole => Ok(()),
-            End::InBand(code) => Err(format!("an error in-band: {code}")),
-            End::Failed(e) => Err(e),
+            end => Err(end.to_string()),
         }
     }
 
@@ -321,13 +406,13 @@ impl Stream {
                 Ok(Event::Error(error)) => break End::InBand(code(&error)),
                 Ok(Event::Done) => break End::Whole,
                 Ok(Event::End) => return End::Failed("the end, without [DONE]".to_owned()),
-                Err(e) => return End::Failed(e),
+                Err(end) => return end,
             }
         };
         match self.next() {
             Ok(Event::End) => {}
             Ok(_) => return End::Failed(format!("more after {end:?}")),
-            Err(e) => return End::Failed(format!("after {end:?}: {e}")),
+            Err(other) => return End::Failed(format!("after {end:?}: {other}")),
         }
         let is_right = match &end {
             End::Whole => self.ask.check(&self.text, self.finish_reason.as_deref()),
@@ -342,7 +427,7 @@ impl Stream {
         match self.end() {
             End::InBand(code) => Ok(code),
             End::Whole => Err("the end, without an error".to_owned()),
-            End::Failed(e) => Err(e),
+            end => Err(end.to_string()),
         }
     }
 }

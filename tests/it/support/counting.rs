@@ -23,7 +23,7 @@ const TEENS: [&str; 10] = [
 pub const FORTY: usize = 40;
 
 /// The word for 1 to 40.
-fn word(number: usize) -> String {
+pub fn word(number: usize) -> String {
     match number {
         1..=9 => ONES[number - 1].to_owned(),
         10..=19 => TEENS[number - 10].to_owned(),

@@ -3,21 +3,23 @@
 //! Invariants: a fault holds for connections that exist as for those that come; a connection through which bytes were
 //! lost is dead from then on, and neither side is told: after the fault it carries nothing and is not closed, as when a
 //! firewall on the way has forgotten it. Whoever comes back after a fault therefore did so on a connection of its own.
-//! Used by `agent_network` and `gateway_faults`.
+//! Used by `agent_network`, `gateway_faults` and the fault suite.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use super::seed::Random;
 use super::{eventually, free_address};
 
 /// How long a switch may take.
@@ -38,7 +40,22 @@ pub enum Fault {
     Refuse,
     /// Everything comes so much later.
     Delay(Duration),
+    /// Nothing passes, and nothing is lost: it comes when this is over, as from a sender that sends again what nobody
+    /// acknowledged.
+    Hold,
+    /// Now and then what is sent must be sent again, which takes a while, and now and then a connection is reset. By
+    /// chance, of this seed.
+    #[allow(dead_code, reason = "used by the fault suite")]
+    Lossy(u64),
 }
+
+/// Of so many pieces that are sent through a lossy network, one resets its connection unless another was reset just now, two
+/// are lost once and one is lost twice: a sender waits for at least 0.2 s before it sends again, and then for twice that.
+const LOSSY: u64 = 60;
+const ONCE: Duration = Duration::from_millis(200);
+const TWICE: Duration = Duration::from_millis(600);
+/// Between two resets, so that whoever tries again once gets through.
+const NEXT_RESET: Duration = Duration::from_secs(1);
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +71,7 @@ impl Fault {
             Self::Cut => true,
             Self::ToServer => way == Way::ToServer,
             Self::ToClient => way == Way::ToClient,
-            Self::Pass | Self::Refuse | Self::Delay(_) => false,
+            Self::Pass | Self::Refuse | Self::Delay(_) | Self::Hold | Self::Lossy(_) => false,
         }
     }
 
@@ -70,6 +87,19 @@ impl Fault {
 struct Counts {
     connections: AtomicUsize,
     struck: AtomicUsize,
+    last_reset: Mutex<Option<Instant>>,
+}
+
+impl Counts {
+    /// Whether a connection may be reset now; if so, it is.
+    fn may_reset(&self) -> bool {
+        let mut last = self.last_reset.lock().expect("not poisoned");
+        let may = last.is_none_or(|last| last.elapsed() >= NEXT_RESET);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
+    }
 }
 
 /// A proxy on a port of its own.
@@ -207,6 +237,8 @@ async fn listener(address: SocketAddr) -> TcpListener {
 struct Strike<'a> {
     struck: Cell<bool>,
     dead: Cell<bool>,
+    /// Told when a lossy network resets it.
+    reset: Notify,
     counts: &'a Counts,
 }
 
@@ -233,8 +265,10 @@ async fn link(
     let strike = Strike {
         struck: Cell::new(false),
         dead: Cell::new(false),
+        reset: Notify::new(),
         counts: &counts,
     };
+    let number = counts.connections.load(Ordering::Relaxed) as u64;
     let fault = *faults.borrow();
     if fault.loses(Way::ToServer) {
         // The server never hears of it.
@@ -254,16 +288,32 @@ async fn link(
         end.set_nodelay(true).expect("an open socket");
     }
     let (up, down) = (faults.clone(), faults.clone());
+    let chance = [2 * number, 2 * number + 1];
     let carried = async {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::join!(
-            carry(Way::ToServer, from_client, to_server, up, &strike),
-            carry(Way::ToClient, from_server, to_client, down, &strike),
+            carry(
+                Way::ToServer,
+                from_client,
+                to_server,
+                up,
+                &strike,
+                chance[0]
+            ),
+            carry(
+                Way::ToClient,
+                from_server,
+                to_client,
+                down,
+                &strike,
+                chance[1]
+            ),
         );
     };
     let reset = tokio::select! {
         () = carried => false,
+        () = strike.reset.notified() => true,
         _ = faults.wait_for(|fault| *fault == Fault::Refuse) => true,
     };
     if reset {
@@ -286,13 +336,22 @@ async fn carry(
     way: Way,
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    faults: watch::Receiver<Fault>,
+    mut faults: watch::Receiver<Fault>,
     strike: &Strike<'_>,
+    number: u64,
 ) {
     let mut buffer = [0; 16_384];
+    let mut chance = Random(number);
     loop {
         let read = from.read(&mut buffer).await;
-        let fault = *faults.borrow();
+        let mut fault = *faults.borrow();
+        if fault == Fault::Hold {
+            strike.touch();
+            let Ok(next) = faults.wait_for(|fault| *fault != Fault::Hold).await else {
+                return;
+            };
+            fault = *next;
+        }
         // An end is lost as bytes are.
         if fault.loses(way) {
             strike.kill();
@@ -301,9 +360,22 @@ async fn carry(
         if strike.dead.get() {
             continue;
         }
-        if !fault.delay().is_zero() {
+        let mut delay = fault.delay();
+        if let Fault::Lossy(seed) = fault {
+            // The same network is another one with each seed.
+            match (chance.next() ^ seed) % LOSSY {
+                0 if strike.counts.may_reset() => {
+                    strike.reset.notify_one();
+                    return;
+                }
+                1 | 2 => delay = ONCE,
+                3 => delay = TWICE,
+                _ => {}
+            }
+        }
+        if !delay.is_zero() {
             strike.touch();
-            tokio::time::sleep(fault.delay()).await;
+            tokio::time::sleep(delay).await;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
