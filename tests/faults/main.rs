@@ -11,9 +11,16 @@
 //! - no permit leaks, and no slot is over-committed by us;
 //! - every client gets a complete answer or a clear error, and `/metrics` tells of as many as the clients saw.
 
+mod clients;
 #[path = "../it/fake_control_plane.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod fake_control_plane;
+mod fleet;
+#[path = "../it/scripted_engine.rs"]
+#[allow(dead_code, reason = "shared with the tests of tests/it")]
+mod scripted_engine;
+mod shims;
+mod store;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod support;
@@ -44,7 +51,7 @@ struct Fault {
 }
 
 /// In the order they run in.
-const FAULTS: &[&[Fault]] = &[];
+const FAULTS: &[&[Fault]] = &[fleet::FAULTS, store::FAULTS];
 
 fn main() -> ExitCode {
     let mut long = false;
