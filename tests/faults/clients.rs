@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,6 +36,23 @@ pub fn engine(slots: usize) -> ScriptedEngine {
     let stream = Script::stream().events(EVENTS, PACE);
     engine.always(stream.event("[DONE]").end());
     engine
+}
+
+/// The engine of a node that is drained: whatever is sent there has no script, and fails the fault.
+pub fn engine_of_a_drained_node(slots: usize) -> ScriptedEngine {
+    ScriptedEngine::start(MODEL, slots)
+}
+
+/// Drains a node. From the acknowledgement on nothing is sent there.
+pub fn drain(address: SocketAddr, node_id: &str) {
+    let path = format!("/v2/nodes/{node_id}/drain");
+    let (status, node) = call(
+        address,
+        "POST",
+        &path,
+        &json!({"reason": "for the whole fault"}),
+    );
+    assert_eq!(status, 202, "{node}");
 }
 
 /// How a request ended.
@@ -116,7 +133,7 @@ pub struct Clients {
 }
 
 /// Raises a flag however its scope is left, so that a failed assertion does not wait for those who wait for the flag.
-struct Raised<'a>(&'a AtomicBool);
+pub struct Raised<'a>(pub &'a AtomicBool);
 
 impl Drop for Raised<'_> {
     fn drop(&mut self) {
@@ -125,7 +142,7 @@ impl Drop for Raised<'_> {
 }
 
 impl Clients {
-    /// Those that ended so far, or rather a copy of them.
+    /// Those that ended so far.
     pub fn asked(&self) -> Vec<Asked> {
         lock(&self.asked).clone()
     }
@@ -211,7 +228,7 @@ pub fn seen(asked: &[Asked], codes: &[&str]) -> String {
 /// Checks that `/metrics` tells of as many requests, by status, as the clients saw since this server started, and that
 /// nothing of them is left there.
 pub fn agrees(address: SocketAddr, asked: &[Asked]) {
-    let (_, _) = eventually(SOON, "nothing is left of the requests", || {
+    eventually(SOON, "nothing is left of the requests", || {
         Metrics::read(address).at_rest()
     });
     let metrics = Metrics::read(address);
@@ -294,7 +311,7 @@ struct Fleet {
 /// Nodes that beat at an interval, each as long as it is not silent. A heartbeat that is not answered with 200 is a panic
 /// of the thread that beats, which [`Nodes::end`] passes on.
 pub struct Nodes {
-    fleet: std::sync::Arc<Fleet>,
+    fleet: Arc<Fleet>,
     thread: Option<JoinHandle<usize>>,
 }
 
@@ -308,7 +325,7 @@ impl Nodes {
             assert_eq!(answer.expect("an answer").0, 200, "{node_id} registers");
             send_beat(&mut connection, node_id, beat);
         }
-        let fleet = std::sync::Arc::new(Fleet {
+        let fleet = Arc::new(Fleet {
             nodes: Mutex::new(
                 nodes
                     .into_iter()
@@ -321,7 +338,7 @@ impl Nodes {
             ),
             over: AtomicBool::new(false),
         });
-        let shared = std::sync::Arc::clone(&fleet);
+        let shared = Arc::clone(&fleet);
         let thread = std::thread::spawn(move || {
             let mut beats = 0;
             while !shared.over.load(Ordering::Relaxed) {
@@ -342,8 +359,7 @@ impl Nodes {
         }
     }
 
-    /// The first so many are silent, and all others are not. Nobody beats between the moment this returns and the one
-    /// before it.
+    /// The first so many are silent from now on, and all others are not.
     pub fn silence(&self, count: usize) {
         for (at, node) in lock(&self.fleet.nodes).iter_mut().enumerate() {
             node.silent = at < count;

@@ -1,20 +1,23 @@
 //! What befalls a whole fleet: everybody at once, nobody any more, two who say they are one, and a wall clock that jumps.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use crate::clients::{
-    Clients, End, Nodes, SLACK, SOON, agrees, call, engine, heartbeat, ms, registration, seen,
-    statuses, under_load,
+    Clients, End, Nodes, Raised, SLACK, SOON, agrees, call, drain, engine,
+    engine_of_a_drained_node, heartbeat, ms, registration, seen, statuses, under_load,
 };
 use crate::scripted_engine::{Script, ScriptedEngine};
 use crate::shims::Shim;
 use crate::support::http::{self, written};
 use crate::support::orchd::Orchd;
+use crate::support::readings::Metrics;
 use crate::support::{at_once, eventually};
 use crate::{Fault, Setting};
 
@@ -50,7 +53,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const REGISTERED: Duration = Duration::from_secs(120);
 
 /// One registration as an agent tries it, until it is acknowledged: how often, and how long it took in all.
-async fn register(address: std::net::SocketAddr, body: &[u8]) -> (u32, Duration) {
+async fn register(address: SocketAddr, body: &[u8]) -> (u32, Duration) {
     let begun = Instant::now();
     let headers = [JSON, ("connection", "close")];
     let request = written("POST", "/v2/nodes/register", &headers, body);
@@ -79,11 +82,22 @@ async fn register(address: std::net::SocketAddr, body: &[u8]) -> (u32, Duration)
     unreachable!("it goes on until it is registered")
 }
 
+/// Lets this process, and those it starts, open as many files as it may, and gives how many connections that is.
+fn many_files() -> usize {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the system has a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("up to the hard limit it is free");
+    usize::try_from(most)
+        .expect("64 bits")
+        .clamp(1_024, 1 << 20)
+        - 512
+}
+
 /// Ten thousand hosts start within one moment, as after a power cut; two that were there serve on.
 fn registrations(setting: &mut Setting) -> String {
     let count: usize = if setting.long { 10_000 } else { 2_000 };
+    let places = tokio::sync::Semaphore::new(many_files());
     let state = tempfile::tempdir().expect("a directory for the state");
-    let mut server = Orchd::serve_cloud(state.path(), &["--node-timeout", "10s"]);
+    let mut server = Orchd::serve_cloud(state.path(), &["--node-timeout", "60s"]);
     let address = server.address;
     let engines = [engine(SLOTS as usize), engine(SLOTS as usize)];
     let live = |n: usize| (format!("live-{n}"), heartbeat(Some((&engines[n], SLOTS))));
@@ -102,7 +116,10 @@ fn registrations(setting: &mut Setting) -> String {
     let ((took, mut each), asked) = under_load(address, 4, |clients| {
         let begun = Instant::now();
         let each: Vec<(u32, Duration)> = runtime.block_on(async {
-            let all = bodies.iter().map(|body| register(address, body));
+            let all = bodies.iter().map(async |body| {
+                let _one = places.acquire().await.expect("never closed");
+                register(address, body).await
+            });
             futures_util::future::join_all(all).await
         });
         let took = begun.elapsed();
@@ -155,7 +172,7 @@ struct Silence {
 }
 
 /// What a list says of a fleet: how many nodes have each word, how many of them are suspect, and the hold.
-fn census(address: std::net::SocketAddr, word: &str) -> (usize, usize, bool) {
+fn census(address: SocketAddr, word: &str) -> (usize, usize, bool) {
     let list = http::get_json(address, "/v2/nodes?limit=10000");
     let nodes = list["nodes"].as_array().expect("a list");
     let of = |field: &str, value: Value| nodes.iter().filter(|node| node[field] == value).count();
@@ -167,7 +184,8 @@ fn census(address: std::net::SocketAddr, word: &str) -> (usize, usize, bool) {
 }
 
 impl Silence {
-    /// The first `percent` of the nodes fall silent. The last node has an engine, and so has the first.
+    /// The first `percent` of the nodes fall silent. The last node has an engine, and so has the first; one more goes on
+    /// beating, and is drained.
     fn run(&self) -> String {
         let state = tempfile::tempdir().expect("a directory for the state");
         let seconds = |duration: Duration| format!("{}ms", duration.as_millis());
@@ -188,7 +206,11 @@ impl Silence {
             };
             (format!("n{n:05}"), heartbeat(engine))
         });
-        let nodes = Nodes::start(address, self.timeout / 8, all.collect());
+        let drained = engine_of_a_drained_node(SLOTS as usize);
+        let aside = ("aside".to_owned(), heartbeat(Some((&drained, SLOTS))));
+        let all = all.chain([aside]).collect();
+        let nodes = Nodes::start(address, self.timeout / 8, all);
+        drain(address, "aside");
         let silent = self.nodes * self.percent / 100;
         let (figures, asked) = under_load(address, 3, |clients| {
             let begun = Instant::now();
@@ -227,7 +249,7 @@ impl Silence {
     /// So few that they are gone: each is Offline within a second of its timeout, and nothing is sent to it from then on.
     fn not_held(
         &self,
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         silent: usize,
         begun: Instant,
         gone: &ScriptedEngine,
@@ -252,7 +274,7 @@ impl Silence {
     /// take all requests while there are such.
     fn held(
         &self,
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         silent: usize,
         begun: Instant,
         clients: &Clients,
@@ -381,10 +403,10 @@ fn second_agent(machines: [&str; 2], expected_end: usize, says: &str, processes:
         let kept = 1 - expected_end;
         assert!(agents[kept].is_running(), "{}", agents[kept].log());
         clients.served(6);
-        // Several intervals in which they could push each other out.
+        // Three intervals in which they could push each other out.
         let before = engines[expected_end].asked().len();
         let watch = Instant::now();
-        while watch.elapsed() < Duration::from_secs(4) {
+        while watch.elapsed() < Duration::from_secs(3) {
             let (_, node) = call(server.address, "GET", "/v2/nodes/n", &Value::Null);
             assert_eq!(
                 (&node["status"], &node["machine_id"]),
@@ -453,7 +475,7 @@ fn step(clock: &Shim, seconds: i64) {
 /// The wall clock of the control plane is stepped by hours, both ways, while drains run and nodes beat.
 fn clock_steps(setting: &mut Setting) -> String {
     const NODES: usize = 8;
-    const DRAIN: Duration = Duration::from_secs(2);
+    const DRAIN: Duration = Duration::from_millis(1_200);
     let place = tempfile::tempdir().expect("a directory for the state");
     let clock = Shim::build("clock", place.path(), &0_i64.to_ne_bytes());
     let environment = clock.environment("ORCHD_TEST_CLOCK");
@@ -487,33 +509,21 @@ fn clock_steps(setting: &mut Setting) -> String {
     let over = AtomicBool::new(false);
     let ((late, oldest), asked) = under_load(address, 3, |clients| {
         std::thread::scope(|scope| {
-            // Nobody is Offline at any moment, and nobody's age is what a stepped clock would make of it.
-            let watch = scope.spawn(|| {
-                let mut oldest = 0;
-                while !over.load(Ordering::Relaxed) {
-                    let list = http::get_json(address, "/v2/nodes");
-                    for node in list["nodes"].as_array().expect("a list") {
-                        assert_ne!(node["status"], "Offline", "{node}");
-                        let age = node["last_heartbeat_age_ms"].as_u64().expect("a number");
-                        oldest = oldest.max(age);
-                    }
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                oldest
-            });
+            let raised = Raised(&over);
+            let watch = scope.spawn(|| nobody_is_offline(address, &over));
             let mut late = Duration::ZERO;
             for &offset in &offsets {
                 late = late.max(drain_over_a_step(address, &clock, offset, DRAIN));
                 clients.served(3);
             }
-            over.store(true, Ordering::Relaxed);
+            drop(raised);
             (late, watch.join().expect("nobody was Offline"))
         })
     });
     assert!(oldest < 3_000, "an age of {oldest} ms");
     let clients_saw = seen(&asked, &[]);
     // The streams of the drained node are requests of their own.
-    let metrics = crate::support::readings::Metrics::read(address);
+    let metrics = Metrics::read(address);
     let cut = metrics.total("orchd_drain_cut_requests_total");
     assert_eq!(cut, offsets.len() as f64);
     // And over a restart, far in the past.
@@ -533,9 +543,24 @@ fn clock_steps(setting: &mut Setting) -> String {
     )
 }
 
+/// Looks all the time, and gives the greatest age of a heartbeat that was shown, in ms.
+fn nobody_is_offline(address: SocketAddr, over: &AtomicBool) -> u64 {
+    let mut oldest = 0;
+    while !over.load(Ordering::Relaxed) {
+        let list = http::get_json(address, "/v2/nodes");
+        for node in list["nodes"].as_array().expect("a list") {
+            assert_ne!(node["status"], "Offline", "{node}");
+            let age = node["last_heartbeat_age_ms"].as_u64().expect("a number");
+            oldest = oldest.max(age);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    oldest
+}
+
 /// A drain with a deadline while something runs, over a step: how much later than its deadline that was ended.
 fn drain_over_a_step(
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     clock: &Shim,
     offset: i64,
     deadline: Duration,

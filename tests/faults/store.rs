@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::clients::{
-    Nodes, SOON, agrees, call, engine, heartbeat, ms, registration, seen, under_load,
+    Nodes, Raised, SOON, agrees, call, drain, engine, engine_of_a_drained_node, heartbeat, ms,
+    registration, seen, under_load,
 };
 use crate::shims::Shim;
 use crate::support::http::{self, written};
@@ -140,16 +141,12 @@ fn operated(
                 })
             })
             .collect();
-        let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(counts)));
-        over.store(true, Ordering::Relaxed);
-        let ended = operators.into_iter().map(|operator| operator.join());
-        let ended: Vec<_> = ended.collect();
-        if let Err(panic) = acted {
-            std::panic::resume_unwind(panic);
-        }
-        let each = ended
+        let raised = Raised(over);
+        act(counts);
+        drop(raised);
+        let each = operators
             .into_iter()
-            .map(|done| done.expect("its panic is shown above"));
+            .map(|operator| operator.join().expect("its panic is shown above"));
         each.collect()
     });
     let mut all = Done::default();
@@ -234,8 +231,12 @@ fn disk(setting: &mut Setting, error: Errno) -> String {
     let mut server = disk.serve();
     let address = server.address;
     let engines = [engine(SLOTS as usize), engine(SLOTS as usize)];
+    let drained = engine_of_a_drained_node(SLOTS as usize);
     let live = |n: usize| (format!("live-{n}"), heartbeat(Some((&engines[n], SLOTS))));
-    let nodes = Nodes::start(address, Duration::from_millis(500), vec![live(0), live(1)]);
+    let aside = ("aside".to_owned(), heartbeat(Some((&drained, SLOTS))));
+    let nodes = vec![live(0), live(1), aside];
+    let nodes = Nodes::start(address, Duration::from_millis(500), nodes);
+    drain(address, "aside");
     let mut longest = Duration::ZERO;
     let dies_in_a_spell = setting.random.below(2) == 0;
     let (done, asked) = under_load(address, 3, |clients| {
@@ -280,6 +281,8 @@ fn disk(setting: &mut Setting, error: Errno) -> String {
     server.start_again();
     let there = known(address);
     assert_eq!(there, done.known, "after kill -9");
+    let (_, aside) = call(address, "GET", "/v2/nodes/aside", &Value::Null);
+    assert_eq!(aside["status"], "Draining", "{aside}");
     format!(
         "{spells} spells: {} changes acknowledged (again {} after a spell at the latest), {} refused, the slowest answer in \
          {}; {clients_saw}; all of it and no more there after kill -9{}",
