@@ -6,10 +6,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::connections::Lease;
 use super::vitals::{Died, Watched};
+use super::wire::WireError;
 
 /// What an exchange carries along: a permit, a count. Dropped with the exchange, for whatever reason it ends.
 pub trait Load: Send + Unpin + 'static {
@@ -42,7 +42,7 @@ pub enum End {
 pub enum Broken {
     /// The connection broke.
     #[error(transparent)]
-    Connection(#[from] hyper::Error),
+    Connection(#[from] WireError),
     /// The upstream was found dead.
     #[error(transparent)]
     Died(#[from] Died),
@@ -53,8 +53,7 @@ pub enum Broken {
 
 /// An upstream's answer. Its drop before the end closes the upstream connection.
 pub struct RelayBody<L: Load> {
-    incoming: Incoming,
-    first: Option<Frame<Bytes>>,
+    first: Option<Bytes>,
     lease: Option<Lease>,
     watched: Option<Watched>,
     load: L,
@@ -64,9 +63,8 @@ pub struct RelayBody<L: Load> {
 }
 
 impl<L: Load> RelayBody<L> {
-    pub(super) fn new(incoming: Incoming, lease: Lease, watched: Option<Watched>, load: L) -> Self {
+    pub(super) fn new(lease: Lease, watched: Option<Watched>, load: L) -> Self {
         Self {
-            incoming,
             first: None,
             lease: Some(lease),
             watched,
@@ -78,11 +76,11 @@ impl<L: Load> RelayBody<L> {
 
     /// Waits for the first bytes, or for the end of an answer without any.
     pub(super) async fn prefetch(&mut self) -> Result<(), Broken> {
-        let first = poll_fn(|cx| self.poll_incoming(cx)).await;
+        let first = poll_fn(|cx| self.poll_piece(cx)).await;
         if !matches!(first, Some(Err(_))) {
             self.load.answering();
         }
-        self.on_frame(first.as_ref());
+        self.on_piece(first.as_ref());
         self.first = first.transpose()?;
         Ok(())
     }
@@ -125,30 +123,35 @@ impl<L: Load> RelayBody<L> {
         self.load
     }
 
-    /// The next frame, or the finding that none will come.
-    fn poll_incoming(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(Broken::Connection))),
+    /// The next piece, or the finding that none will come.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        let Some(lease) = &mut self.lease else {
+            return Poll::Ready(None);
+        };
+        match lease.wire.poll_data(cx) {
+            Poll::Ready(piece) => Poll::Ready(piece.map(|piece| piece.map_err(Broken::Connection))),
             Poll::Pending => self.poll_over(cx).map(|why| Some(Err(why))),
         }
     }
 
-    fn on_frame(&mut self, frame: Option<&Result<Frame<Bytes>, Broken>>) {
-        if let Some(Ok(frame)) = frame
-            && let Some(data) = frame.data_ref()
-        {
+    fn on_piece(&mut self, piece: Option<&Result<Bytes, Broken>>) {
+        if let Some(Ok(data)) = piece {
             self.load.passing(data);
         }
-        match (frame, &self.watched) {
+        match (piece, &self.watched) {
             (None, _) => self.end(),
             (Some(Err(why)), _) => self.broken(why),
-            (Some(Ok(_)), _) if self.incoming.is_end_stream() => self.end(),
+            (Some(Ok(_)), _) if self.left() == Some(0) => self.end(),
             (Some(Ok(_)), Some(watched)) => watched.beat(),
             (Some(Ok(_)), None) => {}
         }
+    }
+
+    /// How many bytes are to come behind the first piece, where that is known.
+    fn left(&self) -> Option<u64> {
+        self.lease
+            .as_ref()
+            .map_or(Some(0), |lease| lease.wire.left())
     }
 
     fn end(&mut self) {
@@ -181,14 +184,14 @@ impl<L: Load> Body for RelayBody<L> {
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
         if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(Ok(first)));
+            return Poll::Ready(Some(Ok(Frame::data(first))));
         }
         if this.ended {
             return Poll::Ready(this.broken.take().map(Err));
         }
-        let frame = ready!(this.poll_incoming(cx));
-        this.on_frame(frame.as_ref());
-        Poll::Ready(frame)
+        let piece = ready!(this.poll_piece(cx));
+        this.on_piece(piece.as_ref());
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -196,20 +199,14 @@ impl<L: Load> Body for RelayBody<L> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let mut hint = if self.ended {
-            SizeHint::with_exact(0)
-        } else {
-            self.incoming.size_hint()
-        };
-        if let Some(data) = self.first.as_ref().and_then(|frame| frame.data_ref()) {
-            let more = data.len() as u64;
-            let (lower, upper) = (hint.lower() + more, hint.upper().map(|upper| upper + more));
-            hint = SizeHint::new();
-            hint.set_lower(lower);
-            if let Some(upper) = upper {
-                hint.set_upper(upper);
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        match self.left() {
+            Some(left) if self.broken.is_none() => SizeHint::with_exact(first + left),
+            _ => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(first);
+                hint
             }
         }
-        hint
     }
 }

@@ -6,58 +6,88 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::tls;
 use crate::types::Origin;
 
 use super::Peer;
+use super::wire::{Socket, Wire};
 
 /// How often a thread that keeps connections looks for those that were idle for too long.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// An engine that has left a connection open for so long behind a stream does so for good. llama-server closes it in the
+/// moment of the last chunk, without a word before: whoever used it next would be lost.
+const TRIAL: Duration = Duration::from_secs(1);
 
 /// An open connection, used by one exchange. Dropping it closes the connection; [`Lease::park`] keeps it.
 pub(super) struct Lease {
-    open: Option<Open>,
+    pub wire: Wire<Box<dyn Socket>>,
     authority: String,
     https: bool,
     peer: Peer,
-    once: bool,
-}
-
-struct Open {
-    sender: SendRequest<Full<Bytes>>,
-    driver: AbortHandle,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        // Ends the task that owns the socket, and with it the socket, now: the engine sees its client leave.
-        self.driver.abort();
-    }
+    /// Its answer is a stream of an engine.
+    streams: bool,
 }
 
 struct Idle {
-    open: Open,
+    wire: Wire<Box<dyn Socket>>,
+    since: Instant,
     until: Instant,
 }
 
-/// Idle connections by authority; those with TLS are not those without.
+impl Idle {
+    fn is_good(&mut self, now: Instant) -> bool {
+        now < self.until && self.wire.is_quiet()
+    }
+}
+
+/// What is kept of one upstream.
+#[derive(Default)]
+struct Site {
+    idle: Vec<Idle>,
+    /// It leaves connections open behind streams.
+    keeps: bool,
+    /// One behind a stream that shows whether it does.
+    trial: Option<Idle>,
+}
+
+impl Site {
+    /// Whether a connection is to be kept behind a stream. Takes it for the trial when there is none.
+    fn keeps(&mut self, now: Instant, idle: Idle) -> Option<Idle> {
+        if self.keeps {
+            return Some(idle);
+        }
+        self.trial.take_if(|trial| !trial.is_good(now));
+        match self.trial.take_if(|trial| now >= trial.since + TRIAL) {
+            Some(trial) => {
+                self.keeps = true;
+                self.idle.push(trial);
+                Some(idle)
+            }
+            None => {
+                self.trial.get_or_insert(idle);
+                None
+            }
+        }
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.idle.retain_mut(|idle| idle.is_good(now));
+        self.trial.take_if(|trial| !trial.is_good(now));
+    }
+}
+
+/// What is kept, by authority; connections with TLS are not those without.
 #[derive(Default)]
 struct Kept {
-    plain: HashMap<String, Vec<Idle>>,
-    tls: HashMap<String, Vec<Idle>>,
+    plain: HashMap<String, Site>,
+    tls: HashMap<String, Site>,
 }
 
 impl Kept {
-    fn of(&mut self, https: bool) -> &mut HashMap<String, Vec<Idle>> {
+    fn of(&mut self, https: bool) -> &mut HashMap<String, Site> {
         if https {
             &mut self.tls
         } else {
@@ -73,32 +103,30 @@ thread_local! {
 }
 
 impl Lease {
-    pub fn sender(&mut self) -> &mut SendRequest<Full<Bytes>> {
-        &mut self
-            .open
-            .as_mut()
-            .expect("taken only by `park`, which consumes the lease")
-            .sender
-    }
-
-    /// It is not to be kept: the other side closes it after this answer.
-    pub fn only_once(&mut self) {
-        self.once = true;
+    /// What it carries is a stream of an engine's: see [`TRIAL`].
+    pub fn streams(&mut self) {
+        self.streams = true;
     }
 
     /// Keeps the connection for the next exchange. Only for one whose answer has ended.
-    pub fn park(mut self) {
-        let Some(open) = self.open.take() else { return };
-        if self.once || open.sender.is_closed() {
+    pub fn park(self) {
+        if !self.wire.is_reusable() {
             return;
         }
-        let authority = std::mem::take(&mut self.authority);
-        let until = Instant::now() + self.peer.idle();
-        IDLE.with_borrow_mut(|idle| {
-            idle.of(self.https)
-                .entry(authority)
-                .or_default()
-                .push(Idle { open, until })
+        let since = Instant::now();
+        let idle = Idle {
+            wire: self.wire,
+            since,
+            until: since + self.peer.idle(),
+        };
+        IDLE.with_borrow_mut(|kept| {
+            let site = kept.of(self.https).entry(self.authority).or_default();
+            let idle = if self.streams {
+                site.keeps(since, idle)
+            } else {
+                Some(idle)
+            };
+            site.idle.extend(idle);
         });
         see_to_sweeping();
     }
@@ -107,17 +135,11 @@ impl Lease {
 /// The connection that was used last, if it is still good.
 pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
     let now = Instant::now();
-    IDLE.with_borrow_mut(|idle| {
-        let kept = idle.of(origin.https).get_mut(&origin.authority)?;
-        while let Some(Idle { open, until }) = kept.pop() {
-            if now < until && open.sender.is_ready() {
-                return Some(Lease {
-                    open: Some(open),
-                    authority: origin.authority.clone(),
-                    https: origin.https,
-                    peer,
-                    once: false,
-                });
+    IDLE.with_borrow_mut(|kept| {
+        let site = kept.of(origin.https).get_mut(&origin.authority)?;
+        while let Some(mut idle) = site.idle.pop() {
+            if idle.is_good(now) {
+                return Some(Lease::new(idle.wire, origin, peer));
             }
         }
         None
@@ -126,21 +148,21 @@ pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
 
 /// Closes what is kept of an upstream.
 pub(super) fn forget(origin: &Origin) {
-    IDLE.with_borrow_mut(|idle| drop(idle.of(origin.https).remove(&origin.authority)));
+    IDLE.with_borrow_mut(|kept| drop(kept.of(origin.https).remove(&origin.authority)));
 }
 
 /// Closes what was idle for too long, at every upstream: where nobody asks any more, nobody else would. True when nothing
 /// is left.
 fn sweep() -> bool {
     let now = Instant::now();
-    IDLE.with_borrow_mut(|idle| {
-        for idle in [&mut idle.plain, &mut idle.tls] {
-            idle.retain(|_, kept| {
-                kept.retain(|idle| now < idle.until && !idle.open.sender.is_closed());
-                !kept.is_empty()
+    IDLE.with_borrow_mut(|kept| {
+        for sites in [&mut kept.plain, &mut kept.tls] {
+            sites.retain(|_, site| {
+                site.sweep(now);
+                !site.idle.is_empty() || site.trial.is_some()
             });
         }
-        idle.plain.is_empty() && idle.tls.is_empty()
+        kept.plain.is_empty() && kept.tls.is_empty()
     })
 }
 
@@ -172,32 +194,27 @@ fn see_to_sweeping() {
     });
 }
 
+impl Lease {
+    fn new(wire: Wire<Box<dyn Socket>>, origin: &Origin, peer: Peer) -> Self {
+        Self {
+            wire,
+            authority: origin.authority.clone(),
+            https: origin.https,
+            peer,
+            streams: false,
+        }
+    }
+}
+
 /// A new connection.
 pub(super) async fn dial(origin: &Origin, peer: Peer) -> io::Result<Lease> {
     let stream = TcpStream::connect((origin.host.as_str(), origin.port)).await?;
+    // Without it every small write waits for the other side's acknowledgement of the one before.
     stream.set_nodelay(true)?;
-    let open = if origin.https {
-        open(tls::connect(origin, stream).await?).await?
+    let socket: Box<dyn Socket> = if origin.https {
+        Box::new(tls::connect(origin, stream).await?)
     } else {
-        open(stream).await?
+        Box::new(stream)
     };
-    Ok(Lease {
-        open: Some(open),
-        authority: origin.authority.clone(),
-        https: origin.https,
-        peer,
-        once: false,
-    })
-}
-
-async fn open<IO>(stream: IO) -> io::Result<Open>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(io::Error::other)?;
-    // What goes wrong with the connection is seen by the exchange that uses it.
-    let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-    Ok(Open { sender, driver })
+    Ok(Lease::new(Wire::new(socket), origin, peer))
 }

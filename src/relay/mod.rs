@@ -9,6 +9,7 @@
 mod body;
 mod connections;
 mod vitals;
+mod wire;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -18,15 +19,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
-use http_body_util::Full;
+use http::response::Parts;
+use http::{HeaderMap, HeaderName, Method, Response, header};
 
 use crate::types::Origin;
 
 pub use body::{Broken, End, Load, RelayBody};
 pub use vitals::{Died, Tell, Vitals};
+pub use wire::WireError;
 
 use connections::Lease;
+use wire::Message;
 
 /// Largest request body that is relayed (contract §5).
 pub const MAX_BODY_BYTES: usize = 64 << 20;
@@ -71,7 +74,7 @@ pub enum SendError {
         /// again.
         kept: bool,
         /// Why.
-        source: hyper::Error,
+        source: WireError,
     },
     /// It was found dead before an answer began.
     #[error("{authority} did not answer: {source}")]
@@ -84,9 +87,9 @@ pub enum SendError {
     /// Whoever owns the exchange has ended it before an answer began.
     #[error("it was ended before an answer began")]
     Ended,
-    /// The path or a header cannot be sent.
-    #[error("the request cannot be sent on: {0}")]
-    Request(#[from] http::Error),
+    /// A path with a space or a control character in it would end the request line.
+    #[error("the path {0:?} cannot be sent on")]
+    Path(String),
 }
 
 /// How long the idle connections of an upstream are kept: less than it keeps its side open (llama-server 5 s, measured;
@@ -153,17 +156,14 @@ pub async fn send<L: Load>(
         })
         .await
     };
-    let (response, mut lease) = match exchanged {
+    let (parts, mut lease) = match exchanged {
         Ok(exchanged) => exchanged,
         Err(error) => return Err((error, load)),
     };
-    let (parts, incoming) = response.into_parts();
     if peer == Peer::Engine && is_event_stream(&parts.headers) {
-        // llama-server closes it right after the last chunk, without a word before (measured): whoever is next in line for
-        // the slot would be there first, and be lost.
-        lease.only_once();
+        lease.streams();
     }
-    let mut body = RelayBody::new(incoming, lease, watched, load);
+    let mut body = RelayBody::new(lease, watched, load);
     // Until the first bytes are here nothing has been promised to anybody, and another upstream may be tried.
     match body.prefetch().await {
         Ok(()) => Ok(Response::from_parts(parts, body)),
@@ -175,29 +175,23 @@ async fn exchange(
     origin: &Origin,
     peer: Peer,
     outgoing: &Outgoing,
-) -> Result<(Response<hyper::body::Incoming>, Lease), SendError> {
-    let reuse = || (!outgoing.fresh).then(|| connections::reuse(origin, peer));
-    while let Some(mut lease) = reuse().flatten() {
-        match lease
-            .sender()
-            .try_send_request(request(origin, outgoing)?)
-            .await
-        {
-            Ok(response) => return Ok((response, lease)),
-            Err(mut error) => {
-                // Closed before anything was written: that is nobody's failure.
-                if error.take_message().is_some() {
-                    continue;
-                }
+) -> Result<(Parts, Lease), SendError> {
+    let message = message(origin, outgoing)?;
+    let reset = |kept, source| SendError::Reset {
+        authority: origin.authority.clone(),
+        kept,
+        source,
+    };
+    let kept = (!outgoing.fresh).then(|| connections::reuse(origin, peer));
+    if let Some(mut lease) = kept.flatten() {
+        return match lease.wire.ask(&message).await {
+            Ok(parts) => Ok((parts, lease)),
+            Err(source) => {
                 // The others are as old as this one was.
                 connections::forget(origin);
-                return Err(SendError::Reset {
-                    authority: origin.authority.clone(),
-                    kept: true,
-                    source: error.into_error(),
-                });
+                Err(reset(true, source))
             }
-        }
+        };
     }
     let dialled = tokio::time::timeout(CONNECT_TIMEOUT, connections::dial(origin, peer)).await;
     let failed = |source| SendError::Connect {
@@ -208,33 +202,24 @@ async fn exchange(
         Ok(lease) => lease.map_err(failed)?,
         Err(_) => return Err(failed(io::Error::from(io::ErrorKind::TimedOut))),
     };
-    match lease
-        .sender()
-        .send_request(request(origin, outgoing)?)
-        .await
-    {
-        Ok(response) => Ok((response, lease)),
-        Err(source) => Err(SendError::Reset {
-            authority: origin.authority.clone(),
-            kept: false,
-            source,
-        }),
+    match lease.wire.ask(&message).await {
+        Ok(parts) => Ok((parts, lease)),
+        Err(source) => Err(reset(false, source)),
     }
 }
 
-fn request(origin: &Origin, outgoing: &Outgoing) -> Result<Request<Full<Bytes>>, SendError> {
-    let uri: Uri = format!("{}{}", origin.base_path, outgoing.path)
-        .parse()
-        .map_err(http::Error::from)?;
-    let mut request = Request::new(Full::new(outgoing.body.clone()));
-    *request.method_mut() = outgoing.method.clone();
-    *request.uri_mut() = uri;
-    *request.headers_mut() = outgoing.headers.clone();
-    // The body need not be the one that the headers came with; hyper writes its length.
-    request.headers_mut().remove(header::CONTENT_LENGTH);
-    let host = HeaderValue::from_str(&origin.authority).map_err(http::Error::from)?;
-    request.headers_mut().insert(header::HOST, host);
-    Ok(request)
+fn message<'a>(origin: &Origin, outgoing: &'a Outgoing) -> Result<Message<'a>, SendError> {
+    let path = outgoing.path.as_str();
+    if path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+        return Err(SendError::Path(path.to_owned()));
+    }
+    Ok(Message::new(
+        &outgoing.method,
+        [&origin.base_path, path],
+        &origin.authority,
+        &outgoing.headers,
+        &outgoing.body,
+    ))
 }
 
 /// Headers that belong to one connection and not to the message (RFC 9110, 7.6.1), and those that say how long a body is,

@@ -1,5 +1,6 @@
 use std::sync::{Arc, Mutex};
 
+use http::HeaderValue;
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

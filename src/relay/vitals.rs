@@ -9,7 +9,6 @@
 //! upstream compares the counters, and exists only while there are streams, or while the engine is known to hang. Made by
 //! whoever knows the upstream; fed by [`super::send`] and [`super::RelayBody`].
 
-use std::error::Error;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -25,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::types::Origin;
 
-use super::{Outgoing, Peer, connections, request};
+use super::{Outgoing, Peer, connections, message};
 
 /// How often the counters are compared.
 const TICK: Duration = Duration::from_millis(250);
@@ -349,23 +348,11 @@ async fn health(origin: &Origin, peer: Peer) -> io::Result<()> {
         body: Bytes::new(),
         fresh: true,
     };
-    let request = request(origin, &outgoing).map_err(io::Error::other)?;
+    let message = message(origin, &outgoing).map_err(io::Error::other)?;
     let mut lease = connections::dial(origin, peer).await?;
-    match lease.sender().send_request(request).await {
-        Ok(_) => Ok(()),
-        Err(e) => Err(kind(&e).into()),
-    }
-}
-
-/// What went wrong on the wire.
-fn kind(error: &hyper::Error) -> io::ErrorKind {
-    let source = error.source();
-    match source.and_then(|source| source.downcast_ref::<io::Error>()) {
-        Some(e) => e.kind(),
-        // Whoever hangs up without a word has not answered, nor refused.
-        None if error.is_parse() => io::ErrorKind::InvalidData,
-        None => io::ErrorKind::UnexpectedEof,
-    }
+    // Whoever hangs up without a word has not answered, nor refused.
+    let answered = lease.wire.ask(&message).await;
+    answered.map(drop).map_err(|e| e.kind().into())
 }
 
 #[cfg(test)]

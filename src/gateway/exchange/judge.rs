@@ -196,7 +196,7 @@ pub(super) fn unanswered(error: SendError, mut carried: Carried) -> Attempt {
             }),
         ),
         SendError::Ended => return ended(carried),
-        SendError::Request(_) => (Why::Reset, None),
+        SendError::Path(_) => (Why::Reset, None),
     };
     carried.judge(|permit| match failure {
         Some(failure) => permit.failed(failure),
