@@ -20,6 +20,8 @@
 //! do not depend on it; `tests/bench/instructions` counts them.
 
 mod bare;
+#[path = "../gateway/engine.rs"]
+mod engine;
 mod paced;
 #[path = "../../it/support/seed.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
@@ -84,8 +86,8 @@ fn main() -> ExitCode {
     let state = [(); 4].map(|()| tempfile::tempdir().expect("a directory for the state"));
     let [mut least, mut few, mut some, mut many] =
         [0, 1, 2, 3].map(|at| Server::orchd(state[at].path()));
-    let mut bare = Server::bare(bare::HANDLER);
-    let engine = Server::bare(bare::ENGINE);
+    let mut bare = Server::bare(bare::HANDLER, "/readyz");
+    let engine = Server::bare(bare::ENGINE, "/health");
     let begun = Instant::now();
     least.fill(10, 1, engine.address);
     few.fill(10, POOLS, engine.address);
@@ -179,7 +181,7 @@ fn placements(results: &mut Results, servers: [&mut Server; 3], stream: bool) {
     let requests = || (0..REQUESTS).map(|_| request.as_slice());
     let costs = in_turn(PLACEMENTS, servers, |server| server.cost(requests()));
     let kind = if stream {
-        format!("a stream of {} events", bare::EVENTS)
+        format!("a stream of {} tokens", engine::TOKENS)
     } else {
         "a request passed through".to_owned()
     };

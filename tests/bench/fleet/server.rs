@@ -36,17 +36,17 @@ impl Server {
             .env_clear()
             .env("ORCHD_LOG", "warn")
             .env("ORCHD_ACCESS_LOG", "off");
-        Self::start(command, |port| format!("127.0.0.1:{port}"))
+        Self::start(command, "/readyz", |port| format!("127.0.0.1:{port}"))
     }
 
-    /// This program as one of those in `bare`.
-    pub fn bare(what: &str) -> Self {
+    /// This program as one of those in `bare`, which answers here.
+    pub fn bare(what: &str, path: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("it runs"));
         command.arg(what);
-        Self::start(command, |port| port.to_string())
+        Self::start(command, path, |port| port.to_string())
     }
 
-    fn start(mut command: Command, listen: impl Fn(u16) -> String) -> Self {
+    fn start(mut command: Command, path: &str, listen: impl Fn(u16) -> String) -> Self {
         // Nobody else asks for ports meanwhile.
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         let address = free.local_addr().expect("it is bound");
@@ -64,7 +64,7 @@ impl Server {
             next: 0,
         };
         let begun = Instant::now();
-        while !server.ready() {
+        while !server.ready(path) {
             assert!(begun.elapsed() < PATIENCE, "it does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -72,14 +72,13 @@ impl Server {
         server
     }
 
-    fn ready(&self) -> bool {
+    fn ready(&self, path: &str) -> bool {
         let Ok(mut stream) = TcpStream::connect(self.address) else {
             return false;
         };
-        let asked =
-            stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: orchd\r\nconnection: close\r\n\r\n");
-        let mut answer = String::new();
-        asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.contains(" 200 ")
+        let asked = write!(stream, "GET {path} HTTP/1.1\r\nhost: orchd\r\n\r\n");
+        let mut begin = [0; 12];
+        asked.is_ok() && stream.read_exact(&mut begin).is_ok() && begin.ends_with(b" 200")
     }
 
     pub fn connect(&self) -> BufReader<TcpStream> {
