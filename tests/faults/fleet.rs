@@ -246,6 +246,12 @@ impl Silence {
         format!("{} %: {figures}, {clients_saw}", self.percent)
     }
 
+    /// Between heartbeats, and by the rounding of clocks, a node was silent before it was told to be; no more than that.
+    fn not_early(&self, took: Duration) {
+        let least = self.timeout - self.timeout / 8 - SLACK / 10;
+        assert!(took >= least, "after {took:?} with {:?}", self.timeout);
+    }
+
     /// So few that they are gone: each is Offline within a second of its timeout, and nothing is sent to it from then on.
     fn not_held(
         &self,
@@ -263,6 +269,7 @@ impl Silence {
             }
         });
         let took = took.max(begun.elapsed());
+        self.not_early(took);
         let before = gone.asked().len();
         clients.served(6);
         assert_eq!(gone.asked().len(), before, "sent to a node that is Offline");
@@ -287,6 +294,7 @@ impl Silence {
             }
         });
         let began = begun.elapsed();
+        self.not_early(began);
         // Until just before its end nobody is Offline.
         while begun.elapsed() < self.timeout + self.hold - SLACK {
             let (offline, suspect, hold) = census(address, "Offline");
@@ -478,7 +486,7 @@ fn clock_steps(setting: &mut Setting) -> String {
     const DRAIN: Duration = Duration::from_millis(1_200);
     let place = tempfile::tempdir().expect("a directory for the state");
     let clock = Shim::build("clock", place.path(), &0_i64.to_ne_bytes());
-    let environment = clock.environment("ORCHD_TEST_CLOCK");
+    let environment = clock.environment("FAULTS_CLOCK");
     let options = ["--node-timeout", "3s"];
     let state = place.path().join("state");
     let mut server = Orchd::serve_cloud_with(&state, &options, &environment);

@@ -135,9 +135,12 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// What three servers cost in turn, round after round; the first round warms up.
 fn in_turn(
     rounds: usize,
-    servers: [&mut Server; 3],
+    mut servers: [&mut Server; 3],
     mut cost: impl FnMut(&mut Server) -> f64,
 ) -> Vec<[f64; 3]> {
+    for server in &mut servers {
+        server.connect_anew();
+    }
     let round = |round: usize| {
         let mut costs = [0.0; 3];
         for turn in 0..3 {
@@ -230,6 +233,7 @@ fn watched(results: &mut Results, many: &mut Server, engine: std::net::SocketAdd
 }
 
 fn lists(results: &mut Results, many: &mut Server) {
+    many.connect_anew();
     let target = format!("/v2/nodes?limit={NODES}");
     let text = many.get(&target);
     let list: NodeList = serde_json::from_slice(&text).expect("a list");

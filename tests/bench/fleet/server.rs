@@ -68,8 +68,13 @@ impl Server {
             assert!(begun.elapsed() < PATIENCE, "it does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
-        server.connections = (0..CONNECTIONS).map(|_| server.connect()).collect();
+        server.connect_anew();
         server
+    }
+
+    /// Makes the connections anew: those on which nothing was asked for a while are closed.
+    pub fn connect_anew(&mut self) {
+        self.connections = (0..CONNECTIONS).map(|_| self.connect()).collect();
     }
 
     fn ready(&self, path: &str) -> bool {
@@ -95,10 +100,9 @@ impl Server {
         // The server writes what comes together together; one node at a time would wait for the disk each time.
         let registrations: Vec<Vec<u8>> =
             (0..nodes).map(|node| registration(node, pools)).collect();
-        let few = std::mem::take(&mut self.connections);
         self.connections = (0..256).map(|_| self.connect()).collect();
         self.send(registrations.iter().map(Vec::as_slice));
-        self.connections = few;
+        self.connect_anew();
         let mut order: Vec<usize> = (0..nodes).collect();
         let mut random = Random(1);
         for at in (1..nodes).rev() {

@@ -31,6 +31,7 @@ pub fn cost(server: &mut Server, engine: std::net::SocketAddr) -> Cost {
     let states = [beats("ready"), beats("busy")];
     let bytes = |which: usize| states[which].iter().map(|beat| beat.bytes.as_slice());
     let mut costs = Vec::new();
+    server.connect_anew();
     server.send(bytes(0));
     for round in 0..=ROUNDS {
         let same = server.cost(bytes(0));

@@ -1,4 +1,4 @@
-/* A wall clock that can be stepped while a process runs: LD_PRELOAD this, and ORCHD_TEST_CLOCK names a file of eight
+/* A wall clock that can be stepped while a process runs: LD_PRELOAD this, and FAULTS_CLOCK names a file of eight
  * bytes that holds the offset in seconds, in the machine's own byte order. The monotonic clock is left alone. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,7 +15,7 @@ static int (*real_clock_gettime)(clockid_t, struct timespec *);
 
 __attribute__((constructor)) static void begin(void) {
     real_clock_gettime = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
-    const char *path = getenv("ORCHD_TEST_CLOCK");
+    const char *path = getenv("FAULTS_CLOCK");
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     void *at = file < 0 ? MAP_FAILED : mmap(NULL, sizeof *offset, PROT_READ, MAP_SHARED, file, 0);
     if (!real_clock_gettime || at == MAP_FAILED)

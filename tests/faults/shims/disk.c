@@ -1,7 +1,10 @@
-/* A disk that fails on demand: LD_PRELOAD this. ORCHD_TEST_DISK names a directory and ORCHD_TEST_DISK_FAULT a file of four
- * bytes that holds an errno, in the machine's own byte order: 0 while all is well. While it is ENOSPC, EROFS or EIO, every
- * write to a file of that directory, and every making longer of one, fails so; with ENOSPC every other one is cut short
- * first, as the last one before a disk is full is, and with EIO nothing can be synced either. */
+/* A disk that fails on demand: LD_PRELOAD this. FAULTS_DISK names a directory and FAULTS_DISK_ERRNO a file of four
+ * bytes that holds an errno, in the machine's own byte order: 0 while all is well. What it does to files of that directory:
+ *
+ * ENOSPC, a full disk: nothing can be written or made longer, and every other write is cut short first, as the last one
+ *   before a disk is full is.
+ * EROFS, a read-only one: nothing can be written or cut.
+ * EIO, a broken one: writes are taken, which is to memory, and no sync succeeds. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,7 +22,7 @@ static char directory[4096];
 static size_t length;
 
 __attribute__((constructor)) static void begin(void) {
-    const char *path = getenv("ORCHD_TEST_DISK_FAULT"), *where = getenv("ORCHD_TEST_DISK");
+    const char *path = getenv("FAULTS_DISK_ERRNO"), *where = getenv("FAULTS_DISK");
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     void *at = file < 0 ? MAP_FAILED : mmap(NULL, sizeof *fault, PROT_READ, MAP_SHARED, file, 0);
     if (at == MAP_FAILED || !where || !realpath(where, directory))
@@ -45,6 +48,12 @@ static int struck(int file) {
     return within(path) ? now : 0;
 }
 
+/* The same for a change of what it holds. */
+static int refused(int file) {
+    int now = struck(file);
+    return now == EIO ? 0 : now;
+}
+
 #define REAL(name)                                                                                                     \
     static __typeof__(&name) real;                                                                                     \
     if (!real)                                                                                                         \
@@ -57,7 +66,7 @@ static int cut_short(int now, size_t size) {
 
 ssize_t pwrite64(int file, const void *from, size_t size, off64_t at) {
     REAL(pwrite64);
-    int now = struck(file);
+    int now = refused(file);
     if (now && cut_short(now, size))
         return real(file, from, size / 2, at);
     if (now)
@@ -69,7 +78,7 @@ ssize_t pwrite(int file, const void *from, size_t size, off_t at) { return pwrit
 
 ssize_t write(int file, const void *from, size_t size) {
     REAL(write);
-    int now = struck(file);
+    int now = refused(file);
     if (now && cut_short(now, size))
         return real(file, from, size / 2);
     if (now)
@@ -79,7 +88,7 @@ ssize_t write(int file, const void *from, size_t size) {
 
 int ftruncate64(int file, off64_t size) {
     REAL(ftruncate64);
-    int now = struck(file);
+    int now = refused(file);
     struct stat was;
     int longer = fstat(file, &was) == 0 && size > was.st_size;
     if (now && (now != ENOSPC || longer))
