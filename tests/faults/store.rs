@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::clients::{
-    Nodes, Raised, SOON, agrees, call, drain, engine, engine_of_a_drained_node, heartbeat, ms,
-    registration, seen, under_load,
+    Asked, Nodes, Raised, SOON, agrees, call, drain, engine, engine_of_a_drained_node, heartbeat,
+    ms, registration, seen, under_load,
 };
 use crate::shims::Shim;
 use crate::support::http::{self, written};
@@ -334,117 +334,120 @@ fn damage(database: &Path, random: &mut Random, pages: u64) {
 }
 
 /// Files of a store that a refused start must leave as they are.
-fn files(state: &Path) -> Vec<Option<Vec<u8>>> {
-    let names = ["orchd.db", "orchd.db-wal"];
-    names.map(|name| fs::read(state.join(name)).ok()).to_vec()
+const FILES: [&str; 2] = ["orchd.db", "orchd.db-wal"];
+
+fn files(state: &Path) -> [Option<Vec<u8>>; 2] {
+    FILES.map(|name| fs::read(state.join(name)).ok())
+}
+
+/// A control plane whose database has several pages, with what lies in them.
+fn grown(state: &Path) -> (Orchd, Known) {
+    let mut server = Orchd::serve_cloud(state, &["--node-timeout", "5s"]);
+    at_once(4, |part| {
+        for n in 0..60 {
+            let body = registration(&format!("x-old-{part}-{n}"));
+            let (status, _) = call(server.address, "POST", "/v2/nodes/register", &body);
+            assert_eq!(status, 200);
+        }
+    });
+    let old = known(server.address);
+    // All of it in the file, as after some thousand changes.
+    server.terminate();
+    assert_eq!(server.wait(SOON), Some(0));
+    server.start_again();
+    (server, old)
+}
+
+/// Begins a start, and says whether it comes to one.
+fn starts(server: &mut Orchd) -> bool {
+    server.begin_again();
+    let look = || {
+        if !server.is_running() {
+            return Ok(false);
+        }
+        match http::get(server.address, "/readyz") {
+            Ok(response) if response.status == 200 => Ok(true),
+            Ok(response) => Err(response.status.to_string()),
+            Err(e) => Err(e.to_string()),
+        }
+    };
+    eventually(SOON, "it starts or refuses to", look).0
+}
+
+/// Serves under load, has operators change nodes, damages the database meanwhile or after `kill -9`, and starts it again:
+/// what operators did, what clients saw, and whether it started.
+fn damaged_once(random: &mut Random, while_it_runs: bool) -> (Done, Vec<Asked>, bool) {
+    let state = tempfile::tempdir().expect("a directory for the state");
+    let database = state.path().join("orchd.db");
+    let (mut server, old) = grown(state.path());
+    let address = server.address;
+    let engines = [engine(SLOTS as usize), engine(SLOTS as usize)];
+    let live = |n: usize| (format!("live-{n}"), heartbeat(Some((&engines[n], SLOTS))));
+    let nodes = Nodes::start(address, Duration::from_millis(500), vec![live(0), live(1)]);
+    let mut noise = Random(random.next());
+    let (mut done, asked) = under_load(address, 3, |clients| {
+        operated(address, random, |_| {
+            clients.served(6);
+            if while_it_runs {
+                damage(&database, &mut noise, 3);
+            }
+            std::thread::sleep(SPELL);
+            clients.served(6);
+        })
+    });
+    done.known.extend(old);
+    assert_eq!(known(address), done.known, "it goes on with what it knows");
+    agrees(address, &asked);
+    nodes.end();
+    server.kill9();
+    let whole = files(state.path());
+    if !while_it_runs {
+        damage(&database, &mut noise, 3);
+    }
+    let before = files(state.path());
+    let started = starts(&mut server);
+    if started {
+        let there = known(address);
+        assert_eq!(there, done.known, "it started, and has lost something");
+        return (done, asked, started);
+    }
+    let log = server.log();
+    let error = log.lines().rfind(|line| line.starts_with("error: "));
+    let error = error.unwrap_or_else(|| panic!("it does not say why:\n{log}"));
+    let path = database.to_str().expect("UTF-8");
+    for part in [path, "damaged", "not been touched"] {
+        assert!(error.contains(part), "{part:?} in {error}");
+    }
+    assert!(files(state.path()) == before, "it was touched");
+    if !while_it_runs {
+        // What a copy is for.
+        for (name, content) in FILES.iter().zip(whole) {
+            if let Some(content) = content {
+                fs::write(state.path().join(name), content).expect("it can be written");
+            }
+        }
+        server.start_again();
+        assert_eq!(known(address), done.known, "with the copy all is there");
+    }
+    (done, asked, started)
 }
 
 /// The store is damaged under a server that runs, and then under one that was killed.
 fn damaged(setting: &mut Setting) -> String {
     let rounds = if setting.long { 8 } else { 2 };
-    let mut refused_starts = 0;
-    let mut figures = Vec::new();
-    let mut asked_in_all = Vec::new();
-    let mut totals = [0; 2];
+    let (mut acknowledged, mut refused, mut all_asked, mut starts) = (0, 0, Vec::new(), 0);
     for round in 0..rounds {
         let while_it_runs = round % 2 == 0;
-        let state = tempfile::tempdir().expect("a directory for the state");
-        let mut server = Orchd::serve_cloud(state.path(), &["--node-timeout", "5s"]);
-        let address = server.address;
-        let database = state.path().join("orchd.db");
-        // Enough for several pages.
-        at_once(4, |part| {
-            for n in 0..60 {
-                let body = registration(&format!("x-old-{part}-{n}"));
-                assert_eq!(call(address, "POST", "/v2/nodes/register", &body).0, 200);
-            }
-        });
-        let old: Known = known(address);
-        // All of it in the file, as after some thousand changes.
-        server.terminate();
-        assert_eq!(server.wait(SOON), Some(0));
-        server.start_again();
-        let engines = [engine(SLOTS as usize), engine(SLOTS as usize)];
-        let live = |n: usize| (format!("live-{n}"), heartbeat(Some((&engines[n], SLOTS))));
-        let nodes = Nodes::start(address, Duration::from_millis(500), vec![live(0), live(1)]);
-        let random = &mut Random(setting.random.next());
-        let (mut done, asked) = under_load(address, 3, |clients| {
-            let mut noise = Random(random.next());
-            operated(address, random, |_| {
-                clients.served(6);
-                if while_it_runs {
-                    damage(&database, &mut noise, 3);
-                }
-                std::thread::sleep(SPELL);
-                clients.served(6);
-            })
-        });
-        done.known.extend(old);
-        assert_eq!(known(address), done.known, "it goes on with what it knows");
-        seen(&asked, &[]);
-        agrees(address, &asked);
-        totals[0] += done.acknowledged;
-        totals[1] += done.refused;
-        asked_in_all.extend(asked);
-        nodes.end();
-        server.kill9();
-        let whole: Vec<_> = files(state.path());
-        if !while_it_runs {
-            // The log would mend pages that it holds, which is as it should be.
-            damage(&database, random, 3);
-        }
-        let before = files(state.path());
-        server.begin_again();
-        let started = eventually(SOON, "it starts or refuses to", || {
-            if !server.is_running() {
-                return Ok(false);
-            }
-            match http::get(address, "/readyz") {
-                Ok(response) if response.status == 200 => Ok(true),
-                Ok(response) => Err(response.status.to_string()),
-                Err(e) => Err(e.to_string()),
-            }
-        })
-        .0;
-        if started {
-            assert_eq!(
-                known(address),
-                done.known,
-                "it started, and has lost something"
-            );
-            continue;
-        }
-        refused_starts += 1;
-        let log = server.log();
-        let error = log.lines().rfind(|line| line.starts_with("error: "));
-        let error = error.unwrap_or_else(|| panic!("it does not say why:\n{log}"));
-        for part in [
-            database.to_str().expect("UTF-8"),
-            "damaged",
-            "not been touched",
-        ] {
-            assert!(error.contains(part), "{part:?} in {error}");
-        }
-        assert!(files(state.path()) == before, "it was touched");
-        if !while_it_runs {
-            // What a copy is for.
-            for (name, content) in ["orchd.db", "orchd.db-wal"].iter().zip(whole) {
-                if let Some(content) = content {
-                    fs::write(state.path().join(name), content).expect("it can be written");
-                }
-            }
-            server.start_again();
-            assert_eq!(known(address), done.known, "with the copy all is there");
-            figures.push("all there with a copy");
-        }
+        let (done, asked, started) = damaged_once(&mut setting.random, while_it_runs);
+        acknowledged += done.acknowledged;
+        refused += done.refused;
+        all_asked.extend(asked);
+        starts += usize::from(started);
     }
-    figures.dedup();
     format!(
-        "{rounds} times: served on ({}), {} changes acknowledged and {} refused; {refused_starts} starts refused, naming the \
-         file and touching nothing, the others had everything{}",
-        seen(&asked_in_all, &[]),
-        totals[0],
-        totals[1],
-        figures.iter().map(|f| format!("; {f}")).collect::<String>()
+        "{rounds} times: {}, {acknowledged} changes acknowledged and {refused} refused meanwhile; {starts} started again and \
+         had everything, {} refused to, named the file and touched nothing; all there with a copy",
+        seen(&all_asked, &[]),
+        rounds - starts,
     )
 }
