@@ -113,9 +113,9 @@ fn main() -> ExitCode {
     if !failed.is_empty() {
         println!("FAILED: {}", failed.join(", "));
         println!(
-            "again: tests/faults/run --seed {seed}{} {}",
+            "again: tests/faults/run --seed {seed}{} '{}'",
             if long { " --long" } else { "" },
-            failed.join(" ")
+            failed.join("' '")
         );
         return ExitCode::FAILURE;
     }
