@@ -199,8 +199,11 @@ fn read<T: DeserializeOwned + Serialize>(answer: &Value) -> Value {
     serde_json::to_value(read).expect("it is written")
 }
 
+/// Reads an answer, and gives what it has understood.
+type Reader = fn(&Value) -> Value;
+
 /// What answers are read as, by the first part of the names of their files. Nothing of orchd's own reads the other two.
-const READERS: &[(&str, Option<fn(&Value) -> Value>)] = &[
+const READERS: &[(&str, Option<Reader>)] = &[
     ("availability", Some(read::<Availability>)),
     ("health", None),
     ("heartbeat-reply", Some(read::<HeartbeatReply>)),
@@ -280,7 +283,11 @@ fn events_of_the_first_release_are_followed() {
     };
     let told: BTreeSet<String> = lines("event: ").map(str::to_owned).collect();
     assert_eq!(kinds, told);
-    assert_eq!(last.as_deref(), lines("id: ").last(), "where to go on from");
+    assert_eq!(
+        last.as_deref(),
+        lines("id: ").next_back(),
+        "where to go on from"
+    );
     fake.asked();
 }
 
