@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use crate::clients::{
-    Clients, End, Nodes, Raised, SLACK, SOON, agrees, call, drain, engine,
-    engine_of_a_drained_node, heartbeat, ms, registration, seen, statuses, under_load,
+use crate::scripted::{
+    Clients, End, Nodes, SLACK, SOON, agrees, call, drain, engine, engine_of_a_drained_node,
+    heartbeat, ms, registration, seen, statuses, under_load,
 };
 use crate::scripted_engine::{Script, ScriptedEngine};
 use crate::shims::Shim;
 use crate::support::http::{self, written};
+use crate::support::load::Raised;
 use crate::support::orchd::Orchd;
 use crate::support::readings::Metrics;
 use crate::support::{at_once, eventually};

@@ -11,11 +11,11 @@
 //! - no permit leaks, and no slot is over-committed by us;
 //! - every client gets a complete answer or a clear error, and `/metrics` tells of as many as the clients saw.
 
-mod clients;
 #[path = "../it/fake_control_plane.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod fake_control_plane;
 mod fleet;
+mod scripted;
 #[path = "../it/scripted_engine.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod scripted_engine;

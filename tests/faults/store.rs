@@ -15,12 +15,13 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::clients::{
-    Asked, Nodes, Raised, SOON, agrees, call, drain, engine, engine_of_a_drained_node, heartbeat,
-    ms, registration, seen, under_load,
+use crate::scripted::{
+    Asked, Nodes, SOON, agrees, call, drain, engine, engine_of_a_drained_node, heartbeat, ms,
+    registration, seen, under_load,
 };
 use crate::shims::Shim;
 use crate::support::http::{self, written};
+use crate::support::load::Raised;
 use crate::support::orchd::Orchd;
 use crate::support::readings::Metrics;
 use crate::support::seed::Random;

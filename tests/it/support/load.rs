@@ -1,7 +1,7 @@
 //! The load under which faults are tried: at each place a long stream and a long answer, and clients that ask one thing
 //! after the other. What became of every request is kept.
 //!
-//! Used by `gateway_faults` and `gateway_drain`.
+//! Used by `gateway_faults` and `gateway_drain`; [`Raised`] by the fault suite as well.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ pub struct Load {
 }
 
 /// Raises a flag however its scope is left, so that a failed assertion does not wait for those who wait for the flag.
-struct Raised<'a>(&'a AtomicBool);
+pub struct Raised<'a>(pub &'a AtomicBool);
 
 impl Drop for Raised<'_> {
     fn drop(&mut self) {

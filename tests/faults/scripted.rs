@@ -1,4 +1,5 @@
-//! Clients of the gateway, and nodes that a test plays: what a fault is tried under.
+//! Clients of the gateway before scripted engines, and nodes that a test plays: what a fault is tried under where there
+//! are no agents and no real engines.
 //!
 //! Invariants: every request of a client is told with its end, which is all of the answer, an error that says what is
 //! wrong, or a failure of the gateway; a node played here beats on time as long as it is not told to be silent, and what
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use crate::scripted_engine::{Script, ScriptedEngine};
 use crate::support::eventually;
 use crate::support::http::{self, Begun, written};
+use crate::support::load::Raised;
 use crate::support::readings::Metrics;
 
 /// The model that everybody asks for.
@@ -130,15 +132,6 @@ fn stream(address: SocketAddr) -> std::io::Result<End> {
 pub struct Clients {
     over: AtomicBool,
     asked: Mutex<Vec<Asked>>,
-}
-
-/// Raises a flag however its scope is left, so that a failed assertion does not wait for those who wait for the flag.
-pub struct Raised<'a>(pub &'a AtomicBool);
-
-impl Drop for Raised<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 impl Clients {
