@@ -16,13 +16,17 @@ mod clients;
 #[path = "../it/fake_control_plane.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod fake_control_plane;
+mod fleet;
 mod injected;
 mod network;
 mod processes;
 mod scene;
+mod scripted;
 #[path = "../it/scripted_engine.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod scripted_engine;
+mod shims;
+mod store;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests of tests/it")]
 mod support;
@@ -55,7 +59,12 @@ struct Fault {
 }
 
 /// In the order they run in.
-const FAULTS: &[&[Fault]] = &[processes::FAULTS, network::FAULTS];
+const FAULTS: &[&[Fault]] = &[
+    processes::FAULTS,
+    network::FAULTS,
+    fleet::FAULTS,
+    store::FAULTS,
+];
 
 fn main() -> ExitCode {
     let mut long = false;
@@ -117,9 +126,9 @@ fn main() -> ExitCode {
     if !failed.is_empty() {
         println!("FAILED: {}", failed.join(", "));
         println!(
-            "again: tests/faults/run --seed {seed}{} {}",
+            "again: tests/faults/run --seed {seed}{} '{}'",
             if long { " --long" } else { "" },
-            failed.join(" ")
+            failed.join("' '")
         );
         return ExitCode::FAILURE;
     }

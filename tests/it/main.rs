@@ -54,3 +54,4 @@ mod store_trouble;
 mod support;
 mod tls;
 mod tokens;
+mod wire;

@@ -22,6 +22,8 @@ use crate::support::{eventually, free_address};
 
 /// How long a test waits for something to happen at an engine.
 const SOON: Duration = Duration::from_secs(10);
+/// How many of its requests are shown when a test fails.
+const SHOWN: usize = 30;
 /// Context of a slot, as the engine tells it unless a test says otherwise.
 pub const N_CTX: u64 = 2_048;
 
@@ -477,7 +479,11 @@ impl Drop for ScriptedEngine {
             .map(|Record { asked, .. }| format!("{} {}", asked.method, asked.target))
             .collect();
         if std::thread::panicking() {
-            eprintln!("--- the engine at {} was asked {lines:#?}", self.address);
+            let last = &lines[lines.len().saturating_sub(SHOWN)..];
+            let (address, all) = (self.address, lines.len());
+            eprintln!(
+                "--- the engine at {address} was asked {all} things, the last of them {last:#?}"
+            );
             return;
         }
         assert_eq!(

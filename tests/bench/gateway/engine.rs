@@ -177,6 +177,8 @@ async fn serve(mut stream: TcpStream, answers: &Answers) -> std::io::Result<()> 
             }
         }
         let target = text.split(' ').nth(1).unwrap_or_default();
+        // Its endpoints may lie under any path, so that it can stand for many.
+        let target = target.find("/v1/").map_or(target, |at| &target[at..]);
         let body = &buffer[head..end];
         match target {
             "/v1/embeddings" => stream.write_all(answers.embedding.as_bytes()).await?,

@@ -24,7 +24,7 @@ pub struct Orchd {
     pub address: SocketAddr,
     name: String,
     arguments: Vec<String>,
-    token: Option<&'static str>,
+    environment: Vec<(String, String)>,
     ready: &'static str,
     dir: TempDir,
 }
@@ -46,16 +46,22 @@ impl Orchd {
         for engine in engines {
             arguments.extend(["--engine".to_owned(), engine.clone()]);
         }
-        Self::start_guarded("orchd serve", &arguments, "/readyz", Some(token))
+        let environment = [("ORCHD_API_TOKEN", token)];
+        Self::start_with("orchd serve", &arguments, "/readyz", &environment)
     }
 
     /// `orchd serve --cloud` with its state in `state_dir`.
     pub fn serve_cloud(state_dir: &Path, more: &[&str]) -> Self {
+        Self::serve_cloud_with(state_dir, more, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn serve_cloud_with(state_dir: &Path, more: &[&str], environment: &[(&str, &str)]) -> Self {
         let state_dir = state_dir.to_str().expect("a path in UTF-8");
         let mut arguments = vec!["serve", "--cloud", "--state-dir", state_dir];
         arguments.extend(more);
         let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
-        Self::start("orchd serve --cloud", &arguments, "/readyz")
+        Self::start_with("orchd serve --cloud", &arguments, "/readyz", environment)
     }
 
     /// `orchd agent` as node `node_id` with these engines, each `NAME=URL`, and the GPU of a file, so that what is seen of
@@ -81,19 +87,19 @@ impl Orchd {
     }
 
     fn start(name: &str, arguments: &[String], ready: &'static str) -> Self {
-        Self::start_guarded(name, arguments, ready, None)
+        Self::start_with(name, arguments, ready, &[])
     }
 
-    fn start_guarded(
+    fn start_with(
         name: &str,
         arguments: &[String],
         ready: &'static str,
-        token: Option<&'static str>,
+        environment: &[(&str, &str)],
     ) -> Self {
-        match Self::try_start(name, arguments, ready, token) {
+        match Self::try_start(name, arguments, ready, environment) {
             Ok(orchd) => orchd,
             // Somebody may have taken the port.
-            Err(NotReady::Ended(_)) => Self::try_start(name, arguments, ready, token)
+            Err(NotReady::Ended(_)) => Self::try_start(name, arguments, ready, environment)
                 .unwrap_or_else(|not_ready| not_ready.panic()),
             Err(late) => late.panic(),
         }
@@ -103,21 +109,25 @@ impl Orchd {
         name: &str,
         arguments: &[String],
         ready: &'static str,
-        token: Option<&'static str>,
+        environment: &[(&str, &str)],
     ) -> Result<Self, NotReady> {
         let dir = tempfile::tempdir().expect("a directory for the log");
         let address = free_address();
         let name = format!("{name} on {address}");
         let mut arguments = arguments.to_vec();
         arguments.extend(["--listen".to_owned(), address.to_string()]);
-        let mut running = spawn(&name, &arguments, token, dir.path());
+        let environment: Vec<_> = environment
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let mut running = spawn(&name, &arguments, &environment, dir.path());
         running.ready(address, ready, START)?;
         Ok(Self {
             running,
             address,
             name,
             arguments,
-            token,
+            environment,
             ready,
             dir,
         })
@@ -175,10 +185,16 @@ impl Orchd {
 
     /// Starts it once more as it was: same arguments, same port, same directory.
     pub fn start_again(&mut self) {
-        self.running = spawn(&self.name, &self.arguments, self.token, self.dir.path());
+        self.begin_again();
         self.running
             .ready(self.address, self.ready, START)
             .unwrap_or_else(|not_ready| not_ready.panic());
+    }
+
+    /// The same, and does not wait until it serves: perhaps it does not start.
+    pub fn begin_again(&mut self) {
+        let (arguments, environment) = (&self.arguments, &self.environment);
+        self.running = spawn(&self.name, arguments, environment, self.dir.path());
     }
 
     /// Runs a command of an operator against it, to its end.
@@ -203,13 +219,18 @@ impl Orchd {
     }
 }
 
-fn spawn(name: &str, arguments: &[String], token: Option<&str>, dir: &Path) -> Running {
+fn spawn(
+    name: &str,
+    arguments: &[String],
+    environment: &[(String, String)],
+    dir: &Path,
+) -> Running {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut command = orchd(&arguments);
     command
         .env("HOME", dir)
         .env("RUST_BACKTRACE", "1")
-        .envs(token.map(|token| ("ORCHD_API_TOKEN", token)))
+        .envs(environment.iter().cloned())
         .current_dir(dir);
     Running::spawn(name, &mut command, &dir.join("orchd.log"))
 }
