@@ -79,8 +79,13 @@ impl Dispatch {
         let ends = line.ends_at(&waiting, no_pool_wait_ms);
         line.enqueue(waiting);
         self.arm_line(model, ends);
-        // Whoever gave way for it may have kept what it can use.
-        self.stir(model);
+        if is_new || weight == 1 {
+            // Whoever gave way for it may have kept what it can use.
+            self.stir(model);
+        } else {
+            // It comes before others of its line again, and may be too heavy for what was kept for them.
+            self.stir_all();
+        }
         Offer::Queued
     }
 

@@ -209,3 +209,34 @@ fn when_a_pool_comes_that_holds_it_whole_what_was_kept_for_it_elsewhere_is_given
     let served = s.pump(at(4));
     assert_eq!((served[0].0, served[0].1.pool), (heavy, large));
 }
+
+#[test]
+fn a_heavy_request_that_comes_back_before_a_lighter_one_frees_what_was_kept_for_that() {
+    let mut s = Shared::new();
+    let (one, two) = (s.one, s.two);
+    let alone = s.dispatch.add_pool(at(0), ready(&[one], 3));
+    let shared = s.dispatch.add_pool(at(0), ready(&[one, two], 3));
+    s.dispatch.observe(at(0), shared, sample(3, 1, Some(0)));
+    assert_eq!(s.ask(at(1), two, 1).1.map(|grant| grant.pool), Some(shared));
+    let turn = s.dispatch.arrive(at(2));
+    let Offer::Granted(heavy) = s.dispatch.offer(at(2), turn, want(one, 3, 0)) else {
+        panic!("there is room");
+    };
+    assert_eq!(heavy.pool, alone);
+    // Two of the three slots of the other pool will be free for the second: the one that is free is kept for it.
+    assert_eq!(s.ask(at(3), one, 2).1, None);
+    let (light, grant) = s.ask(at(4), two, 1);
+    assert_eq!((grant, s.pump(at(4))), (None, vec![]));
+    // The first is refused and is first in line again. Three will never be free there.
+    s.dispatch
+        .release(at(5), heavy, false, Quarantine::Unserved);
+    s.dispatch.pause(at(5), alone, None);
+    let again = Want {
+        avoid: Some(alone),
+        ..want(one, 3, 0)
+    };
+    assert_eq!(s.dispatch.offer(at(5), turn, again), Offer::Queued);
+    let served = s.pump(at(5));
+    assert_eq!(served.len(), 1);
+    assert_eq!((served[0].0, served[0].1.pool), (light, shared));
+}
