@@ -297,7 +297,8 @@ struct Node {
 }
 
 struct Fleet {
-    nodes: Mutex<Vec<Node>>,
+    /// The nodes, and when their last round of heartbeats began.
+    nodes: Mutex<(Vec<Node>, Instant)>,
     over: AtomicBool,
 }
 
@@ -318,17 +319,13 @@ impl Nodes {
             assert_eq!(answer.expect("an answer").0, 200, "{node_id} registers");
             send_beat(&mut connection, node_id, beat);
         }
+        let node = |(node_id, beat)| Node {
+            node_id,
+            beat,
+            silent: false,
+        };
         let fleet = Arc::new(Fleet {
-            nodes: Mutex::new(
-                nodes
-                    .into_iter()
-                    .map(|(node_id, beat)| Node {
-                        node_id,
-                        beat,
-                        silent: false,
-                    })
-                    .collect(),
-            ),
+            nodes: Mutex::new((nodes.into_iter().map(node).collect(), Instant::now())),
             over: AtomicBool::new(false),
         });
         let shared = Arc::clone(&fleet);
@@ -336,8 +333,9 @@ impl Nodes {
             let mut beats = 0;
             while !shared.over.load(Ordering::Relaxed) {
                 let begun = Instant::now();
-                let all = lock(&shared.nodes);
-                for node in all.iter().filter(|node| !node.silent) {
+                let mut all = lock(&shared.nodes);
+                all.1 = begun;
+                for node in all.0.iter().filter(|node| !node.silent) {
                     send_beat(&mut connection, &node.node_id, &node.beat);
                     beats += 1;
                 }
@@ -352,11 +350,13 @@ impl Nodes {
         }
     }
 
-    /// The first so many are silent from now on, and all others are not.
-    pub fn silence(&self, count: usize) {
-        for (at, node) in lock(&self.fleet.nodes).iter_mut().enumerate() {
+    /// The first so many are silent from now on, and all others are not. Gives a moment after which each of them was heard.
+    pub fn silence(&self, count: usize) -> Instant {
+        let mut all = lock(&self.fleet.nodes);
+        for (at, node) in all.0.iter_mut().enumerate() {
             node.silent = at < count;
         }
+        all.1
     }
 
     /// Ends them, and gives how many heartbeats there were.
