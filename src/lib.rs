@@ -10,7 +10,7 @@
 //!                 │         └───────┴─┐
 //!  L3          api │ gateway       client      HTTP faces; the typed client (agent AND commands)
 //!                 │    │            │
-//!  L2    store ─ control ─ admission   relay  engines  listen  metrics  secrets  tls  service  clock    the shells
+//!  L2    store ─ control ─ admission   relay  engines  listen  metrics  secrets  tls  socket  service  clock    the shells
 //!                 │          │
 //!  L1          registry    dispatch  agent::machine  auth     PURE: no async, IO, tracing, clock, rand, env
 //!                 └──────────┴──────┘
@@ -45,6 +45,7 @@ pub mod relay;
 pub mod secrets;
 pub mod server;
 pub mod service;
+pub mod socket;
 pub mod store;
 pub mod tls;
 pub mod types;

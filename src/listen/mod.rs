@@ -32,6 +32,7 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::socket;
 use crate::tls::Acceptor;
 
 pub use collect::{CollectError, collect, discard};
@@ -57,6 +58,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     // A restart may listen where connections of the former process have not quite ended.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
+    socket::keep_alive(&socket)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())

@@ -6,11 +6,10 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::tls;
 use crate::types::Origin;
+use crate::{socket, tls};
 
 use super::Peer;
 use super::wire::{Socket, Wire};
@@ -208,9 +207,7 @@ impl Lease {
 
 /// A new connection.
 pub(super) async fn dial(origin: &Origin, peer: Peer) -> io::Result<Lease> {
-    let stream = TcpStream::connect((origin.host.as_str(), origin.port)).await?;
-    // Without it every small write waits for the other side's acknowledgement of the one before.
-    stream.set_nodelay(true)?;
+    let stream = socket::connect(&origin.host, origin.port).await?;
     let socket: Box<dyn Socket> = if origin.https {
         Box::new(tls::connect(origin, stream).await?)
     } else {
