@@ -23,7 +23,10 @@ use crate::engines::{InFlight, InFlightGuard};
 use crate::listen::{self, Answer, Handler};
 use crate::metrics::{self, About, Course, Meter, Phase, Relayed};
 use crate::relay::{self, End, Load, Outgoing, Peer, RelayBody, SendError, Vitals};
-use crate::types::{NodeId, Origin, PoolId, PoolStatus, REFUSED_HEADER, VERSION, VERSION_HEADER};
+use crate::types::{
+    AGENT_CROWDED, AGENT_STOPPING, NodeId, Origin, PoolId, PoolStatus, REFUSED_HEADER, VERSION,
+    VERSION_HEADER,
+};
 
 use super::inventory::Report;
 
@@ -154,12 +157,12 @@ impl Refused {
         match self {
             Self::Stopping => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "stopping",
+                AGENT_STOPPING,
                 "this agent is stopping; ask another node",
             ),
             Self::Crowded => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "crowded",
+                AGENT_CROWDED,
                 "this agent has as many requests in hand as its connections allow; ask another node",
             ),
             Self::EngineUnreachable => (

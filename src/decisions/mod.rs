@@ -8,3 +8,4 @@
 #![doc = include_str!("0007-who-speaks-for-a-node.md")]
 #![doc = include_str!("0008-answers-put-together.md")]
 #![doc = include_str!("0009-what-ends-a-relayed-answer.md")]
+#![doc = include_str!("0010-our-own-client-in-the-relay.md")]

@@ -35,8 +35,6 @@ const SAME_POOL_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::f
 /// Longest answer that is read whole where a stream was asked for, or a refusal is looked into; those have a few hundred
 /// bytes.
 const WHOLE_BYTES: usize = 16 << 20;
-/// What an agent says that is being stopped: nobody's failure.
-const STOPPING: &str = "stopping";
 
 /// An answer that was read whole.
 pub(super) struct Whole {

@@ -149,6 +149,8 @@ async fn http<H, IO>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(MAX_HEAD_BYTES)
+        // Of what a client does not read no more is held for it than that, and the rest is left where it comes from.
+        .max_buf_size(MAX_HEAD_BYTES + (8 << 10))
         // An event is small: to copy it behind the length of its chunk costs less than to write three pieces.
         .writev(false)
         .serve_connection(TokioIo::new(line.clone()), service);

@@ -3,19 +3,19 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use memchr::memmem::Finder;
+use memchr::memmem::{Finder, FinderRev};
 use tokio::time::Instant;
 
 use super::Meter;
 
 /// Where engines say it: completions, messages and responses, and llama.cpp's timings. In a text these would be escaped.
-static TOLD: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
+static TOLD: LazyLock<[FinderRev<'static>; 3]> = LazyLock::new(|| {
     [
         "\"completion_tokens\":",
         "\"output_tokens\":",
         "\"predicted_n\":",
     ]
-    .map(Finder::new)
+    .map(FinderRev::new)
 });
 /// It stands behind the text of an answer, in its last object or event: of a longer piece only so much is searched.
 const TOLD_WITHIN_BYTES: usize = 2 << 10;
@@ -109,16 +109,16 @@ struct Tokens {
 impl Tokens {
     /// So much of the answer passes. What is cut between two of these is not seen; engines write whole events.
     fn pass(&mut self, bytes: &[u8]) {
-        let is_json = *self
-            .is_json
-            .get_or_insert_with(|| bytes.first() == Some(&b'{'));
+        let is_json = *(self.is_json)
+            .get_or_insert_with(|| matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'[')));
         if !is_json {
             let events = EVENT.find_iter(bytes).count();
             self.events += u64::try_from(events).unwrap_or(0);
         }
         let end = &bytes[bytes.len().saturating_sub(TOLD_WITHIN_BYTES)..];
         for told in TOLD.iter() {
-            if let Some(at) = told.find(end) {
+            // Whoever tells after each token tells most in the end.
+            if let Some(at) = told.rfind(end) {
                 self.told = number(&end[at + told.needle().len()..]).or(self.told);
             }
         }
@@ -130,10 +130,11 @@ impl Tokens {
     }
 }
 
-/// The number at the beginning of a JSON text.
+/// The number at the beginning of a JSON text; none when it may go on behind that.
 fn number(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_start();
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    text.get(digits)?;
     std::str::from_utf8(&text[..digits]).ok()?.parse().ok()
 }
 
@@ -167,6 +168,13 @@ mod tests {
             Some(12)
         );
         assert_eq!(count(&["{\"timings\":{\"predicted_n\":5}}"]), Some(5));
+        let each = "data: {\"timings\":{\"predicted_n\":1}}\n\ndata: {\"timings\":{\"predicted_n\":2}}\n\n";
+        assert_eq!(count(&[each]), Some(2));
+        assert_eq!(
+            count(&["{\"usage\":{\"completion_tokens\":12", "3}}"]),
+            None
+        );
+        assert_eq!(count(&[r#" [{"text":"data: data:"}]"#]), None);
         assert_eq!(count(&["{\"data\":[{\"embedding\":[1.0]}]}"]), None);
         assert_eq!(count(&[r#"{"text":"data: data: data:"}"#]), None);
         assert_eq!(count(&[]), None);

@@ -108,10 +108,11 @@ impl Lease {
     }
 
     /// Keeps the connection for the next exchange. Only for one whose answer has ended.
-    pub fn park(self) {
+    pub fn park(mut self) {
         if !self.wire.is_reusable() {
             return;
         }
+        self.wire.rest();
         let since = Instant::now();
         let idle = Idle {
             wire: self.wire,

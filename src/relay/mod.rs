@@ -66,7 +66,7 @@ pub enum SendError {
         source: io::Error,
     },
     /// The connection ended before an answer began.
-    #[error("{authority} closed the connection before it answered: {source}")]
+    #[error("{authority} gave no answer: {source}")]
     Reset {
         /// Where.
         authority: String,
@@ -97,8 +97,8 @@ pub enum SendError {
 #[must_use]
 pub fn is_upstreams(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{
-        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, InvalidData,
-        NetworkUnreachable, TimedOut, UnexpectedEof,
+        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable,
+        InvalidData, NetworkUnreachable, TimedOut, UnexpectedEof,
     };
     matches!(
         kind,
@@ -109,6 +109,7 @@ pub fn is_upstreams(kind: io::ErrorKind) -> bool {
             | NetworkUnreachable
             | TimedOut
             | UnexpectedEof
+            | BrokenPipe
             // A certificate that cannot be trusted, or something that speaks no HTTP.
             | InvalidData
     )
@@ -208,6 +209,8 @@ async fn exchange(
     if let Some(mut lease) = kept.flatten() {
         return match lease.wire.ask(&message).await {
             Ok(parts) => Ok((parts, lease)),
+            // That is none of the moment's.
+            Err(source @ WireError::Malformed(_)) => Err(reset(false, source)),
             Err(source) => {
                 // The others are as old as this one was.
                 connections::forget(origin);
@@ -244,8 +247,7 @@ fn message<'a>(origin: &Origin, outgoing: &'a Outgoing) -> Result<Message<'a>, S
     ))
 }
 
-/// Headers that belong to one connection and not to the message (RFC 9110, 7.6.1), and those that say how long a body is,
-/// which its carrier says anew.
+/// Headers that belong to one connection and not to the message (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,

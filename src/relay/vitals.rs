@@ -5,7 +5,7 @@
 //! silent for half a second, the engine is asked for its `/health` on a connection of its own. Any answer means that it
 //! lives, however long its streams stay silent: a long prompt is silent, too.
 //!
-//! What relays pay for it: a plain counter per frame, and a look at their verdict when they have to wait. One task per
+//! What relays pay for it: a plain counter per piece, and a look at their verdict when they have to wait. One task per
 //! upstream compares the counters, and exists only while there are streams, or while the engine is known to hang. Made by
 //! whoever knows the upstream; fed by [`super::send`] and [`super::RelayBody`].
 
@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::{HeaderMap, Method};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -24,11 +23,12 @@ use tracing::{info, warn};
 
 use crate::types::Origin;
 
-use super::{Outgoing, Peer, connections, is_upstreams, message};
+use super::wire::Message;
+use super::{Peer, connections, is_upstreams};
 
 /// How often the counters are compared.
 const TICK: Duration = Duration::from_millis(250);
-/// So many ticks without a frame are a silence: 500 ms at least (contract §3).
+/// So many ticks without a piece are a silence: 500 ms at least (contract §3).
 const SILENT_TICKS: u32 = 2;
 /// How long a living engine may take to answer: with the silence before it, two seconds, after which it gets no new work
 /// (contract §3).
@@ -78,7 +78,7 @@ pub enum Died {
 /// What a stream and the task that watches it share.
 #[derive(Debug, Default)]
 struct Pulse {
-    /// Frames so far. Written by the stream alone.
+    /// Pieces so far. Written by the stream alone.
     beats: AtomicU32,
     died: OnceLock<Died>,
     /// Of a stream that waits for its engine.
@@ -340,14 +340,8 @@ async fn ask(origin: &Origin, peer: Peer) -> Finding {
 
 /// Asks for `/health` on a new connection, which is closed again.
 async fn health(origin: &Origin, peer: Peer) -> io::Result<()> {
-    let outgoing = Outgoing {
-        method: Method::GET,
-        path: "/health".to_owned(),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        fresh: true,
-    };
-    let message = message(origin, &outgoing).map_err(io::Error::other)?;
+    let (get, path) = (Method::GET, [origin.base_path.as_str(), "/health"]);
+    let message = Message::new(&get, path, &origin.authority, &HeaderMap::new(), &[]);
     let mut lease = connections::dial(origin, peer).await?;
     // Whoever hangs up without a word has not answered, nor refused.
     let answered = lease.wire.ask(&message).await;

@@ -25,6 +25,8 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Longest line that says how long a chunk is, with the extensions nobody uses; and what may come behind the last chunk.
 const MAX_CHUNK_LINE_BYTES: usize = 4 << 10;
 const MAX_TRAILER_BYTES: u32 = 64 << 10;
+/// Most answers that say nothing yet (100, 103) before the one that does.
+const MAX_INTERIM: u32 = 16;
 /// How much is read at a time: a few events at first, and more of an upstream that fills that.
 const FIRST_READ_BYTES: usize = 4 << 10;
 const MOST_READ_BYTES: usize = 64 << 10;
@@ -68,6 +70,8 @@ pub(super) struct Wire<IO> {
     buffer: BytesMut,
     read_bytes: usize,
     framing: Framing,
+    /// Answers so far that said nothing yet.
+    interim: u32,
     /// It can carry another exchange once this one has ended.
     lasting: bool,
 }
@@ -96,6 +100,15 @@ enum Chunk {
     Trailers(u32),
 }
 
+/// How far a request has been sent.
+enum Sending {
+    /// So many bytes were.
+    Yes(usize),
+    Done,
+    /// Nobody listens any more.
+    Failed(io::Error),
+}
+
 /// A request, as it is written.
 pub(super) struct Message<'a> {
     /// Request line and headers; and the body, where it is small.
@@ -106,7 +119,8 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The headers must be without those that say how long the body is.
+    /// The headers must be without those of the connection, transfer codings among them; how long the body is, and for whom
+    /// it is, is said anew.
     pub fn new(
         method: &http::Method,
         target: [&str; 2],
@@ -161,6 +175,7 @@ impl<IO: Socket> Wire<IO> {
             buffer: BytesMut::new(),
             read_bytes: FIRST_READ_BYTES,
             framing: Framing::Ended,
+            interim: 0,
             lasting: true,
         }
     }
@@ -180,6 +195,12 @@ impl<IO: Socket> Wire<IO> {
         self.lasting && self.framing == Framing::Ended && self.buffer.is_empty()
     }
 
+    /// Gives back the memory that the last answer took.
+    pub fn rest(&mut self) {
+        self.buffer = BytesMut::new();
+        self.read_bytes = FIRST_READ_BYTES;
+    }
+
     /// How many bytes of the answer are to come, where that is known.
     pub fn left(&self) -> Option<u64> {
         match self.framing {
@@ -189,36 +210,48 @@ impl<IO: Socket> Wire<IO> {
         }
     }
 
-    /// Sends a request and reads the head of its answer. An answer that comes before all was sent is an answer: what is left
-    /// is not sent.
+    /// Sends a request and reads the head of its answer. A refusal that comes before all was sent is an answer: what is left is
+    /// not sent.
     ///
     /// # Errors
     /// See [`WireError`].
     pub async fn ask(&mut self, message: &Message<'_>) -> Result<Parts, WireError> {
-        let mut sent = 0;
-        let mut unsent = None;
+        let mut sending = Sending::Yes(0);
+        let mut answer = None;
         poll_fn(|cx| {
-            if unsent.is_none()
-                && let Poll::Ready(Err(e)) = self.poll_send(cx, message, &mut sent)
-            {
-                // The other side may have said why before it stopped to listen.
-                unsent = Some(e);
-            }
-            loop {
-                if let Some(parts) = self.take_head(message.bodiless)? {
-                    self.lasting &= sent == message.head.len() + message.body.len();
-                    return Poll::Ready(Ok(parts));
-                }
-                match ready!(self.poll_fill(cx)) {
-                    Ok(0) => {
-                        return Poll::Ready(Err(unsent
-                            .take()
-                            .map_or(WireError::Closed, WireError::Io)));
-                    }
-                    Ok(_) => {}
-                    Err(e) => return Poll::Ready(Err(WireError::Io(unsent.take().unwrap_or(e)))),
+            if let Sending::Yes(sent) = &mut sending {
+                match self.poll_send(cx, message, sent) {
+                    Poll::Ready(Ok(())) => sending = Sending::Done,
+                    // The other side may have said why before it stopped to listen.
+                    Poll::Ready(Err(e)) => sending = Sending::Failed(e),
+                    Poll::Pending => {}
                 }
             }
+            while answer.is_none() {
+                answer = self.take_head(message.bodiless)?;
+                if answer.is_none() {
+                    let lost = match ready!(self.poll_fill(cx)) {
+                        Ok(0) => WireError::Closed,
+                        Ok(_) => continue,
+                        Err(e) => WireError::Io(e),
+                    };
+                    return Poll::Ready(Err(
+                        match std::mem::replace(&mut sending, Sending::Done) {
+                            Sending::Failed(e) => WireError::Io(e),
+                            _ => lost,
+                        },
+                    ));
+                }
+            }
+            // What begins to answer well before it has heard everything goes on to listen: it may need the rest.
+            let is_refusal = answer
+                .as_ref()
+                .is_some_and(|parts| !parts.status.is_success());
+            if matches!(sending, Sending::Yes(_)) && !is_refusal {
+                return Poll::Pending;
+            }
+            self.lasting &= matches!(sending, Sending::Done);
+            Poll::Ready(Ok(answer.take().expect("the loop ends with one")))
         })
         .await
     }
@@ -286,8 +319,15 @@ impl<IO: Socket> Wire<IO> {
             }
             if status.is_informational() {
                 self.buffer.advance(length);
+                self.interim += 1;
+                if self.interim > MAX_INTERIM {
+                    return Err(WireError::Malformed(
+                        "it says again and again that it has no answer yet",
+                    ));
+                }
                 continue;
             }
+            self.interim = 0;
             let is_old = answer.version == Some(0);
             let places: Vec<_> = (answer.headers.iter())
                 .map(|header| {
@@ -315,9 +355,12 @@ impl<IO: Socket> Wire<IO> {
                 parts.headers.append(name, value);
             }
             self.framing = framing(&parts, bodiless)?;
-            // Whoever says two things of a body's length may have meant the other one.
-            let is_clear = !(parts.headers.contains_key(header::TRANSFER_ENCODING)
-                && parts.headers.contains_key(header::CONTENT_LENGTH));
+            // Whoever says two things of a body's length may have meant the other one; only the one that counts goes on.
+            let is_clear = !parts.headers.contains_key(header::TRANSFER_ENCODING)
+                || parts.headers.remove(header::CONTENT_LENGTH).is_none();
+            if let Framing::Length(length) = self.framing {
+                parts.headers.insert(header::CONTENT_LENGTH, length.into());
+            }
             self.lasting = !is_old
                 && is_clear
                 && self.framing != Framing::UntilClosed
@@ -405,7 +448,7 @@ fn unchunk(buffer: &mut BytesMut, at: &mut Chunk) -> Result<(BytesMut, bool), Wi
                 _ => return Err(WireError::Malformed("a chunk is longer than it says")),
             },
             Chunk::Size => match memchr(b'\n', rest) {
-                Some(length) => {
+                Some(length) if length < MAX_CHUNK_LINE_BYTES => {
                     *at = match chunk_size(&rest[..length])? {
                         0 => Chunk::Trailers(0),
                         size => Chunk::Data(size),
@@ -413,7 +456,7 @@ fn unchunk(buffer: &mut BytesMut, at: &mut Chunk) -> Result<(BytesMut, bool), Wi
                     read += length + 1;
                 }
                 None if rest.len() < MAX_CHUNK_LINE_BYTES => break false,
-                None => return Err(WireError::Malformed("a chunk does not say how long it is")),
+                _ => return Err(WireError::Malformed("a chunk does not say how long it is")),
             },
             Chunk::Trailers(passed) => {
                 let line = memchr(b'\n', rest);

@@ -49,5 +49,9 @@ pub const VERSION_HEADER: &str = "x-orchd-version";
 pub const SPEAKS_TLS: &str = "this port speaks TLS: use https://";
 /// Response header with which an agent's proxy marks a refusal as its own, never the engine's. Its value is the code.
 pub const REFUSED_HEADER: &str = "x-orchd-refused";
+/// There: the agent is being stopped, which is nobody's failure.
+pub const AGENT_STOPPING: &str = "stopping";
+/// There: the agent has as much in hand as it may; its engines are well.
+pub const AGENT_CROWDED: &str = "crowded";
 /// This build's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

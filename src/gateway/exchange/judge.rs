@@ -6,14 +6,14 @@ use http_body::Body;
 
 use crate::admission::{Ask, Failure, Permit};
 use crate::relay::{self, RelayBody, SendError};
-use crate::types::{Millis, REFUSED_HEADER};
+use crate::types::{AGENT_CROWDED, AGENT_STOPPING, Millis, REFUSED_HEADER};
 
 use super::whole::{assemble, collect, ended};
-use super::{Attempt, Carried, Exchange, Fault, Reply, STOPPING, Whole, Why, is_event_stream};
+use super::{Attempt, Carried, Exchange, Fault, Reply, Whole, Why, is_event_stream};
 
 impl Exchange {
     /// 4xx and 501 say nothing of a pool, 429 and 503 that it is busy, other 5xx that it is broken; 429, 502 and 503 are
-    /// tried again (contract §3), and so is what no engine says: 1xx and 3xx.
+    /// tried again (contract §3), and so is what no engine says: 3xx.
     pub(super) async fn judge(
         &self,
         response: Response<RelayBody<Carried>>,
@@ -26,11 +26,19 @@ impl Exchange {
         relay::end_to_end(&mut parts.headers);
         let carried = body.load_mut();
         if let Some(code) = refused {
-            // A stopping agent and an unreachable engine are both gone for the moment.
-            carried.judge(|permit| permit.failed(Failure::Refused));
-            let stops = code == STOPPING;
+            let why = match code.to_str() {
+                Ok(AGENT_CROWDED) => Why::Busy,
+                Ok(AGENT_STOPPING) => Why::Stopping,
+                _ => Why::Agent,
+            };
+            let pause = retry_after(&parts.headers);
+            carried.judge(|permit| match why {
+                Why::Busy => permit.busy(pause),
+                // A stopping agent and an unreachable engine are both gone for the moment.
+                _ => permit.failed(Failure::Refused),
+            });
             let fault = Fault {
-                why: if stops { Why::Stopping } else { Why::Agent },
+                why,
                 answer: None,
                 detail: format!(
                     "its agent refused: {}",
@@ -39,9 +47,8 @@ impl Exchange {
             };
             return Attempt::Fault(fault, body.into_load().record);
         }
-        if status.is_informational() || status.is_redirection() {
-            // We asked to switch to no other protocol, and where else to ask is nothing that a client is to be told: it
-            // would go there past the queue.
+        if status.is_redirection() {
+            // Where else to ask is nothing that a client is to be told: it would go there past the queue.
             carried.judge(|permit| permit.failed(Failure::Broken));
             let fault = Fault {
                 why: Why::BadGateway,

@@ -7,6 +7,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::relay::tests::{CHUNKED, Log, outgoing, read_request, upstream};
+use bytes::Bytes;
+
 use crate::relay::{Broken, Outgoing, RelayBody, SendError, send};
 
 /// Sooner than this the dead are found.

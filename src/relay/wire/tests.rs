@@ -125,6 +125,21 @@ fn an_answer_ends_where_its_framing_says() {
 }
 
 #[test]
+fn of_a_body_s_length_only_what_counts_goes_on() {
+    let said = |answer: &str| {
+        let (parts, ..) = made_of(&Method::GET, &[answer.as_bytes()]).expect("an answer");
+        let lengths = parts.headers.get_all(header::CONTENT_LENGTH).iter();
+        lengths
+            .map(|length| length.to_str().expect("digits").to_owned())
+            .collect::<Vec<_>>()
+    };
+    let both = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n1\r\nx\r\n0\r\n\r\n";
+    assert_eq!(said(both), [""; 0]);
+    let list = "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\ncontent-length: 2\r\n\r\nhi";
+    assert_eq!(said(list), ["2"]);
+}
+
+#[test]
 fn what_is_no_answer_is_an_error_and_what_breaks_off_is_lost() {
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
     let malformed = [
@@ -150,6 +165,8 @@ fn what_is_no_answer_is_an_error_and_what_breaks_off_is_lost() {
         format!("{chunked}10000000000000000\r\n"),
         format!("{chunked}2\r\nhello\r\n0\r\n\r\n"),
         format!("{chunked}1{}", "0".repeat(MAX_CHUNK_LINE_BYTES)),
+        format!("{chunked}1;{}\r\nx\r\n", "x".repeat(MAX_CHUNK_LINE_BYTES)),
+        "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1_000),
         format!(
             "{chunked}0\r\n{}",
             "x: y\r\n".repeat(1 + MAX_TRAILER_BYTES as usize / 6)
@@ -254,6 +271,26 @@ async fn an_answer_that_comes_before_all_was_sent_is_an_answer_and_the_connectio
     assert_eq!(parts.status, StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(read(&mut wire).await.expect("all of it").0, b"no");
     assert!(!wire.is_reusable());
+    // One that begins to answer well still hears the rest, and may need it.
+    let (ours, mut theirs) = duplex(1 << 10);
+    let mut wire = Wire::new(ours);
+    theirs
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+        .await
+        .expect("there is room");
+    let server = async {
+        let mut seen = vec![0; get(&Method::POST, &body).head.len() + body.len()];
+        theirs
+            .read_exact(&mut seen)
+            .await
+            .expect("all of the request");
+        theirs.write_all(b"ok").await.expect("there is room");
+    };
+    let message = get(&Method::POST, &body);
+    let (asked, ()) = tokio::join!(wire.ask(&message), server);
+    assert_eq!(asked.expect("an answer").status, StatusCode::OK);
+    assert_eq!(read(&mut wire).await.expect("all of it").0, b"ok");
+    assert!(wire.is_reusable());
     // The same of one that stops to listen as well.
     let (ours, mut theirs) = duplex(1 << 10);
     let mut wire = Wire::new(ours);
