@@ -101,7 +101,7 @@ impl Clients {
                         let job = Rc::clone(&job);
                         running.push(tokio::task::spawn_local(async move {
                             while Instant::now() < end {
-                                job.once().await;
+                                job.once(Instant::now()).await;
                             }
                         }));
                     }
@@ -110,9 +110,10 @@ impl Clients {
                     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
                     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
                     while Instant::now() < end {
-                        ticks.tick().await;
+                        // A client that is late because of another has waited all the same.
+                        let due = ticks.tick().await;
                         let job = Rc::clone(&job);
-                        running.push(tokio::task::spawn_local(async move { job.once().await }));
+                        running.push(tokio::task::spawn_local(async move { job.once(due).await }));
                     }
                 }
             }
@@ -137,14 +138,16 @@ struct Job {
 }
 
 impl Job {
-    async fn once(&self) {
+    async fn once(&self, due: Instant) {
         let kept = self.idle.borrow_mut().pop();
         let asked = tokio::time::timeout(PATIENCE, async {
             let mut client = match kept {
                 Some(client) => client,
                 None => Client::connect(self.address).await?,
             };
-            let keep = client.ask(&self.request, &self.ask, &self.round).await?;
+            let keep = client
+                .ask(due, &self.request, &self.ask, &self.round)
+                .await?;
             Ok::<_, String>(keep.then_some(client))
         });
         let failed = match asked.await {
@@ -173,16 +176,16 @@ impl Client {
         })
     }
 
-    /// Asks once. Whether the connection is good for another time.
+    /// Asks once, and counts the time from when that was due. Whether the connection is good for another time.
     async fn ask(
         &mut self,
+        due: Instant,
         request: &[u8],
         ask: &Ask,
         round: &RefCell<Round>,
     ) -> Result<bool, String> {
         let Self { stream, buffer } = self;
         buffer.clear();
-        let begun = Instant::now();
         stream.write_all(request).await.map_err(|e| e.to_string())?;
         let mut before = None;
         let mut first = None;
@@ -200,7 +203,7 @@ impl Client {
             }
             if ask.streams {
                 if first.is_none() && memmem::find(buffer, ask.word.as_bytes()).is_some() {
-                    first = Some(now - begun);
+                    first = Some(now - due);
                     before = Some(now);
                 } else if let Some(before) = &mut before {
                     gaps.push((now - *before).as_secs_f64() * 1e3);

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use tokio::time::Instant;
 
 const AGENT: &str = "orchd agent";
@@ -83,6 +85,8 @@ http {{
         listen {address} reuseport;
         location / {{
             proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_buffering off;
+            # An embedding fits.
+            proxy_buffer_size 16k; proxy_buffers 8 16k;
         }}
     }}
 }}
@@ -183,35 +187,28 @@ backend engine
         router
     }
 
-    /// Time on the processor so far, in seconds, of all threads of it and of what it started.
+    /// Time on the processor so far, in seconds, of it and of what it started.
     pub fn cpu_seconds(&self) -> f64 {
-        let mut nanoseconds = 0;
-        for process in tree(self.child.id()) {
-            // Of the threads there are: those of these routers stay.
-            for thread in entries(&format!("/proc/{process}/task")) {
-                let told = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
-                nanoseconds += told
-                    .split(' ')
-                    .next()
-                    .and_then(|run| run.parse::<u64>().ok())
-                    .unwrap_or(0);
-            }
-        }
-        nanoseconds as f64 / 1e9
+        let of = |process| {
+            let clock = clock_getcpuclockid(pid(process)).ok()?;
+            Some(Duration::from(clock_gettime(clock).ok()?).as_secs_f64())
+        };
+        let own = of(self.child.id()).expect("it runs");
+        // What was just started may have ended.
+        let others = tree(self.child.id()).into_iter().skip(1).filter_map(of);
+        own + others.sum::<f64>()
     }
 
     /// Memory, in MB (10⁶ bytes), each shared page divided by those who share it.
     pub fn memory_mb(&self) -> f64 {
-        let mut kib = 0;
-        for process in tree(self.child.id()) {
-            let told =
-                fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
-            let pss = told.lines().find_map(|line| line.strip_prefix("Pss:"));
-            kib += pss
-                .and_then(|pss| pss.trim().trim_end_matches(" kB").parse::<u64>().ok())
-                .unwrap_or(0);
-        }
-        kib as f64 * 1_024.0 / 1e6
+        let of = |process| {
+            let told = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
+            let pss = told.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+            pss.trim().trim_end_matches(" kB").parse::<f64>().ok()
+        };
+        let own = of(self.child.id()).expect("the system tells of its memory");
+        let others = tree(self.child.id()).into_iter().skip(1).filter_map(of);
+        (own + others.sum::<f64>()) * 1_024.0 / 1e6
     }
 }
 
@@ -220,9 +217,8 @@ impl Drop for Router {
         // nginx ends its workers when it is asked to, and not when it is killed.
         let whole = tree(self.child.id());
         let signal = |process: u32, signal| {
-            let pid = i32::try_from(process).expect("ids of processes are small");
             // Gone already is as good.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+            let _ = nix::sys::signal::kill(pid(process), signal);
         };
         signal(self.child.id(), nix::sys::signal::Signal::SIGTERM);
         let begun = Instant::now();
@@ -237,6 +233,10 @@ impl Drop for Router {
         }
         let _ = self.child.wait();
     }
+}
+
+fn pid(process: u32) -> Pid {
+    Pid::from_raw(i32::try_from(process).expect("ids of processes are small"))
 }
 
 /// A command of orchd that finds nothing of its user's.
