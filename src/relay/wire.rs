@@ -314,7 +314,7 @@ impl<IO: Socket> Wire<IO> {
             let status = status.ok_or(WireError::Malformed("it has no status"))?;
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(WireError::Malformed(
-                    "it switches to a protocol that nobody asked for",
+                    "101 Switching Protocols, which nobody asked for",
                 ));
             }
             if status.is_informational() {

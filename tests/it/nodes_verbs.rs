@@ -241,12 +241,12 @@ fn wait_gives_up_in_time_and_does_not_wait_for_what_cannot_come() {
         "--for",
         "offline",
         "--timeout",
-        "600ms",
+        "3s",
     ]);
     assert_eq!((ran.exit, ran.stdout.as_str()), (Some(5), ""));
     assert_eq!(
         ran.stderr,
-        "error: not offline within 600ms: gpu-1 (Online)\n"
+        "error: not offline within 3s: gpu-1 (Online)\n"
     );
     fake.asked();
 
