@@ -158,6 +158,7 @@ fn another_engine_is_tried_at_once() {
         agent_refuses(404, "unknown_pool"),
         agent_refuses(401, "unauthorized"),
         agent_refuses(503, "stopping"),
+        agent_refuses(503, "crowded"),
     ];
     at_once(failures.len(), |number| {
         let (a, b, orchd) = pair(1);
@@ -184,6 +185,7 @@ fn another_engine_is_tried_at_once() {
 fn the_log_has_a_line_when_a_pool_is_left_out_and_one_when_it_serves_again() {
     for (failure, line) in [
         (Script::whole(503, BUSY), "a pool says that it is busy"),
+        (agent_refuses(503, "crowded"), "a pool says that it is busy"),
         (Script::whole(502, BUSY), "a pool failed"),
     ] {
         let (a, b, orchd) = pair(1);
@@ -202,6 +204,30 @@ fn the_log_has_a_line_when_a_pool_is_left_out_and_one_when_it_serves_again() {
             assert!(lines[0].contains("pool_id=a"), "{}", lines[0]);
         }
     }
+}
+
+#[test]
+fn a_crowded_agent_that_is_the_only_one_is_waited_for() {
+    let (engine, orchd) = machine(1);
+    engine.script([agent_refuses(503, "crowded")]);
+    engine.always(ok());
+    let response = send(&orchd, &embed("x"));
+    assert_eq!(attempts(&response), Some("2"));
+    assert_eq!(body_of(response), ANSWER);
+    assert!(!orchd.log().contains("a pool failed"), "{}", orchd.log());
+}
+
+#[test]
+fn what_an_engine_says_twice_of_a_length_ends_where_it_ends_and_the_next_answer_is_its_own() {
+    let (engine, orchd) = machine(1);
+    let both = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\
+                Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
+    engine.script([Script::new().bytes(both)]);
+    engine.always(ok());
+    let response = send(&orchd, &embed("x"));
+    assert_ne!(response.header("content-length"), Some("3"));
+    assert_eq!(body_of(response), "{}");
+    assert_eq!(body_of(send(&orchd, &embed("x"))), ANSWER);
 }
 
 #[test]

@@ -244,10 +244,7 @@ fn wait_gives_up_in_time_and_does_not_wait_for_what_cannot_come() {
         "3s",
     ]);
     assert_eq!((ran.exit, ran.stdout.as_str()), (Some(5), ""));
-    assert_eq!(
-        ran.stderr,
-        "error: not offline within 3s: gpu-1 (Online)\n"
-    );
+    assert_eq!(ran.stderr, "error: not offline within 3s: gpu-1 (Online)\n");
     fake.asked();
 
     // A mistyped name.
