@@ -59,9 +59,14 @@ struct Results {
 }
 
 impl Results {
-    /// A figure that has no bar.
-    fn told(&mut self, what: &str, measured: String) {
+    /// A figure for whoever looks on. It says something of this machine alone, and is in no table.
+    fn told(&self, what: &str, measured: &str) {
         println!("{what:<76} {measured}");
+    }
+
+    /// A figure that has no bar.
+    fn noted(&mut self, what: &str, measured: String) {
+        self.told(what, &measured);
         self.rows
             .push(vec![what.to_owned(), measured, String::new()]);
     }
@@ -118,7 +123,7 @@ fn main() -> ExitCode {
     lists(&mut results, &mut many);
     // Of a list nothing is kept but what the allocator keeps.
     let after = format!("{:.0} MB", many.resident());
-    results.told(
+    results.noted(
         "resident memory after all of this, the lists included",
         after,
     );
@@ -176,7 +181,7 @@ fn heartbeats(results: &mut Results, servers: [&mut Server; 3], random: &mut Ran
     });
     let what = "processor time of a heartbeat";
     let names = ["10 nodes", "10,000 nodes", "a bare axum handler"];
-    results.told(what, microseconds(&costs, names));
+    results.told(what, &microseconds(&costs, names));
     let held = |results: &mut Results, to, name: &str, limit| {
         let what = format!("{what}, 10,000 nodes to {name}");
         results.held(&what, ratio(&costs, 1, to), limit, "×");
@@ -195,7 +200,10 @@ fn placements(results: &mut Results, servers: [&mut Server; 3], stream: bool) {
         "a request passed through".to_owned()
     };
     let what = format!("processor time of {kind}");
-    results.told(&what, microseconds(&costs, ["10 pools", "1,000", "40,000"]));
+    results.told(
+        &what,
+        &microseconds(&costs, ["10 pools", "1,000", "40,000"]),
+    );
     for (of, name) in [(1, "1,000"), (2, "40,000")] {
         let what = format!("{what}, {name} pools to 10");
         results.held(&what, ratio(&costs, of, 0), 1.3, "×");
@@ -222,10 +230,10 @@ fn as_it_is(results: &mut Results, many: &mut Server, random: &mut Random) {
                 paced::below(&seen.requests, 0.5),
                 paced::below(&seen.requests, 0.99)
             );
-            results.told(&what, format!("{requests}; {beats}; {processor}"));
+            results.told(&what, &format!("{requests}; {beats}; {processor}"));
         } else {
             let what = "the fleet beating every 10 s, its slots moving";
-            results.told(what, format!("{beats}; {processor}"));
+            results.told(what, &format!("{beats}; {processor}"));
         }
     }
 }
@@ -235,7 +243,9 @@ fn watched(results: &mut Results, many: &mut Server, engine: std::net::SocketAdd
     let what = "processor time of an event, and of telling a subscriber of it";
     let (event, each) = (cost.event, cost.subscriber);
     let lost = format!("none of {} missed one", watch::SUBSCRIBERS);
-    results.told(what, format!("{event:.1} µs, {each:.1} µs; {lost}"));
+    results.told(what, &format!("{event:.1} µs, {each:.1} µs; {lost}"));
+    let what = "processor time of telling a subscriber of an event, to the event's own";
+    results.noted(what, format!("{:.2} ×; {lost}", each / event));
 }
 
 fn lists(results: &mut Results, many: &mut Server) {
@@ -269,7 +279,7 @@ fn lists(results: &mut Results, many: &mut Server) {
         of(&wall),
         of(&serialise)
     );
-    results.told(&what, measured);
+    results.told(&what, &measured);
     let to = "to serialising it";
     results.held(
         &format!("a list, time of the server {to}"),
