@@ -139,6 +139,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // If `cargo` is killed, nobody is left who wants to know; what was started here ends with this process.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).expect("a signal");
     let long = asked.long;
     let seed = asked.seed.unwrap_or_else(|| Random::by_chance().0);
     println!(

@@ -211,3 +211,48 @@ impl Drop for Running {
         }
     }
 }
+
+#[test]
+fn none_outlives_the_process_that_started_it_not_even_one_that_is_stopped() {
+    use std::io::{BufRead as _, BufReader};
+    use std::net::TcpStream;
+
+    let dir = tempfile::tempdir().expect("a directory for what it leaves");
+    let mut other = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--ignored", "--nocapture", "--exact"])
+        .arg("support::process::starts_one_in_a_thread_that_ends_and_stops_it")
+        .env("TMPDIR", dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it can be run again");
+    let says = BufReader::new(other.stdout.take().expect("it is a pipe"));
+    let address = says.lines().map_while(Result::ok).find_map(|line| {
+        let (_, address) = line.split_once("stopped ")?;
+        address.parse::<SocketAddr>().ok()
+    });
+    let address = address.expect("it says what it has started");
+    // The system answers for one that is stopped.
+    let lives = TcpStream::connect(address).is_ok();
+    other.kill().expect("it is this process's own child");
+    other.wait().expect("it is this process's own child");
+    assert!(lives, "it ended with the thread that had started it");
+    super::eventually(
+        Duration::from_secs(10),
+        "it is gone",
+        || match TcpStream::connect(address) {
+            Ok(_) => Err("it listens".to_owned()),
+            Err(_) => Ok(()),
+        },
+    );
+}
+
+#[test]
+#[ignore = "run by the one above"]
+fn starts_one_in_a_thread_that_ends_and_stops_it() {
+    let state = tempfile::tempdir().expect("a directory for the state");
+    let started = super::at_once(1, |_| super::orchd::Orchd::serve_cloud(state.path(), &[]));
+    started[0].signal(Signal::SIGSTOP);
+    println!("stopped {}", started[0].address);
+    // It is killed long before.
+    std::thread::sleep(Duration::from_secs(60));
+}
