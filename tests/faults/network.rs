@@ -159,6 +159,8 @@ fn agents_one_way(trial: &mut Trial) {
     let [unheard, deaf, lossy] = trial.any_nodes();
     let losses = trial.lossy();
     trial.agent_network(lossy, losses, |_| Fact::Live);
+    // That may take a while, of which the others would make longer and longer pauses between their attempts.
+    trial.scene.networks[lossy].to_plane.wait_struck();
     // It goes on trying, and is heard each time.
     trial.agent_network(deaf, Network::ToClient, |_| Fact::Either);
     trial.agent_network(unheard, Network::ToServer, Fact::Dead);

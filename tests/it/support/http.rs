@@ -2,8 +2,7 @@
 //! moment by dropping it.
 //!
 //! Invariants: an answer that breaks off is an error, never a short body; no read waits for ever, and neither does an
-//! exchange, however slowly its answer comes. Used by the journeys
-//! and by those who wait for a process to be ready.
+//! exchange, however slowly its answer comes. Used by the journeys and by those who wait for a process to be ready.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
