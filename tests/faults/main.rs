@@ -3,9 +3,9 @@
 //! `tests/faults/run [--long [--write]] [--seed NUMBER] [NAME]...` injects each of its faults, or those whose names contain
 //! one of the words, and prints a line of figures for each; `--list` prints their names. The short form is part of
 //! `tests/run`; the long one has more rounds and longer loads, and `--write` puts the table of all faults into the README.
-//! What is asked for in any other way is refused with exit code 2. Whatever is left to chance comes of
-//! the seed, which is printed first. A fault whose invariants did not hold is shown with what was seen, and the exit
-//! code is 1. All along, each fault that has what it takes for that holds these:
+//! What is asked for in any other way is refused with exit code 2. Whatever is left to chance comes of the seed, which is
+//! printed first. A fault whose invariants did not hold is shown with what was seen, and the exit code is 1. All along,
+//! each fault that has what it takes for that holds these:
 //!
 //! - no live node is Offline, and no dead one Online beyond its bound; nothing is sent to a drained node;
 //! - nothing that was acknowledged is lost;
