@@ -42,6 +42,11 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Whether anybody was told an error, or was tried again.
+    pub fn felt(&self) -> bool {
+        !self.told.is_empty() || self.retries > 0
+    }
+
     /// In words.
     pub fn line(&self) -> String {
         let mut line = format!("{} requests, {} whole", self.requests, self.whole);

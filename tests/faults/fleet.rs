@@ -24,23 +24,23 @@ use crate::{Fault, Setting};
 
 pub const FAULTS: &[Fault] = &[
     Fault {
-        name: "10,000 registrations at once",
+        name: "registrations",
         inject: registrations,
     },
     Fault {
-        name: "silence of 30, 60, 100 %",
+        name: "silence",
         inject: silence,
     },
     Fault {
-        name: "a cloned host",
+        name: "cloned-host",
         inject: cloned_host,
     },
     Fault {
-        name: "a node id given twice",
+        name: "node-id-twice",
         inject: taken_id,
     },
     Fault {
-        name: "steps of the wall clock",
+        name: "clock-steps",
         inject: clock_steps,
     },
 ];

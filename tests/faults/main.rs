@@ -1,10 +1,11 @@
 //! What happens to a fleet when something breaks, under load, with the real binary: a fault, and figures of what it did.
 //!
-//! `tests/faults/run [--long] [--seed NUMBER] [--write] [NAME]...` injects each of the faults below, or those whose names
-//! contain one of the words, and prints a line of figures for each. The short form is part of `tests/run`; the long one
-//! has more rounds and longer loads, and `--write` puts its table into the README. Whatever is left to chance comes of
-//! the seed, which is printed first. A fault whose invariants did not hold is shown with what was seen, and the exit
-//! code is 1. All along, each fault that has what it takes for that holds these:
+//! `tests/faults/run [--long [--write]] [--seed NUMBER] [NAME]...` injects each of its faults, or those whose names contain
+//! one of the words, and prints a line of figures for each; `--list` prints their names. The short form is part of
+//! `tests/run`; the long one has more rounds and longer loads, and `--write` puts the table of all faults into the README.
+//! What is asked for in any other way is refused with exit code 2. Whatever is left to chance comes of the seed, which is
+//! printed first. A fault whose invariants did not hold is shown with what was seen, and the exit code is 1. All along,
+//! each fault that has what it takes for that holds these:
 //!
 //! - no live node is Offline, and no dead one Online beyond its bound; nothing is sent to a drained node;
 //! - nothing that was acknowledged is lost;
@@ -66,36 +67,90 @@ const FAULTS: &[&[Fault]] = &[
     store::FAULTS,
 ];
 
-fn main() -> ExitCode {
-    let mut long = false;
-    let mut write = false;
-    let mut seed = None;
-    let mut words = Vec::new();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--long" => long = true,
-            "--write" => write = true,
-            "--seed" => {
-                let number = arguments.next().and_then(|seed| seed.parse().ok());
-                seed = Some(number.expect("--seed takes a number"));
+/// What the command line asks for.
+#[derive(Default)]
+struct Asked {
+    long: bool,
+    write: bool,
+    list: bool,
+    seed: Option<u64>,
+    words: Vec<String>,
+}
+
+impl Asked {
+    /// Reads it, or says what is wrong with it.
+    fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut asked = Self::default();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--long" => asked.long = true,
+                "--write" => asked.write = true,
+                "--list" => asked.list = true,
+                "--seed" => {
+                    let number = arguments.next().and_then(|seed| seed.parse().ok());
+                    asked.seed = Some(number.ok_or("--seed takes a number")?);
+                }
+                // What `cargo bench` itself adds.
+                "--bench" => {}
+                option if option.starts_with('-') => {
+                    return Err(format!(
+                        "there is no {option}, only --long, --write, --list, --seed NUMBER and names of faults:\n{}",
+                        names()
+                    ));
+                }
+                word if !faults().any(|fault| fault.name.contains(word)) => {
+                    return Err(format!("no fault is called {word:?}, only:\n{}", names()));
+                }
+                _ => asked.words.push(argument),
             }
-            // What `cargo bench` itself adds.
-            "--bench" => {}
-            _ => words.push(argument),
         }
+        if asked.write && !(asked.long && asked.words.is_empty()) {
+            let why = "--write needs --long and no names: the README's table is of the long form of every fault";
+            return Err(why.to_owned());
+        }
+        Ok(asked)
     }
-    let seed = seed.unwrap_or_else(|| Random::by_chance().0);
+
+    fn is_for(&self, fault: &Fault) -> bool {
+        let mut words = self.words.iter();
+        self.words.is_empty() || words.any(|word| fault.name.contains(word.as_str()))
+    }
+}
+
+fn faults() -> impl Iterator<Item = &'static Fault> {
+    FAULTS.iter().copied().flatten()
+}
+
+/// The names of all faults, a line each.
+fn names() -> String {
+    let names: Vec<_> = faults().map(|fault| fault.name).collect();
+    names.join("\n")
+}
+
+fn main() -> ExitCode {
+    let asked = match Asked::read(std::env::args().skip(1)) {
+        Ok(asked) if asked.list => {
+            println!("{}", names());
+            return ExitCode::SUCCESS;
+        }
+        Ok(asked) => asked,
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::from(2);
+        }
+    };
+    // If `cargo` is killed, nobody is left who wants to know; what was started here ends with this process.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).expect("a signal");
+    let long = asked.long;
+    let seed = asked.seed.unwrap_or_else(|| Random::by_chance().0);
     println!(
         "tests/faults/run --seed {seed}{}",
         if long { " --long" } else { "" }
     );
-    let asked = |fault: &&Fault| {
-        words.is_empty() || words.iter().any(|word| fault.name.contains(word.as_str()))
-    };
     let mut rows = Vec::new();
     let mut failed = Vec::new();
-    for fault in FAULTS.iter().copied().flatten().filter(asked) {
+    for fault in faults().filter(|fault| asked.is_for(fault)) {
         // FNV-1a of the name: a fault's chance does not depend on which others run.
         let salt = fault
             .name
@@ -111,14 +166,14 @@ fn main() -> ExitCode {
         match catch_unwind(AssertUnwindSafe(|| (fault.inject)(&mut setting))) {
             Ok(figures) => {
                 println!(
-                    "{:<34} {figures} [{:.0} s]",
+                    "{:<18} {figures} [{:.0} s]",
                     fault.name,
                     begun.elapsed().as_secs_f64()
                 );
                 rows.push(vec![fault.name.to_owned(), figures]);
             }
             Err(_) => {
-                println!("{:<34} FAILED, see above", fault.name);
+                println!("{:<18} FAILED, see above", fault.name);
                 failed.push(fault.name);
             }
         }
@@ -126,17 +181,13 @@ fn main() -> ExitCode {
     if !failed.is_empty() {
         println!("FAILED: {}", failed.join(", "));
         println!(
-            "again: tests/faults/run --seed {seed}{} '{}'",
+            "again: tests/faults/run --seed {seed}{} {}",
             if long { " --long" } else { "" },
-            failed.join("' '")
+            failed.join(" ")
         );
         return ExitCode::FAILURE;
     }
-    if rows.is_empty() {
-        println!("no fault is called so: {}", words.join(" "));
-        return ExitCode::from(2);
-    }
-    if write {
+    if asked.write {
         table::write("faults", &["fault", "what was seen"], &rows);
     }
     ExitCode::SUCCESS

@@ -1,7 +1,8 @@
 //! Networks that fail: between agents and the control plane, and between the gateway and the doors of agents. And a
 //! mixture of everything.
 //!
-//! Several nodes have a fault each at the same time, of different kinds; which has which is left to chance.
+//! Several nodes have a fault each at the same time, of different kinds; which has which is left to chance. No fault ends
+//! before somebody has met it.
 
 use tokio::time::Instant;
 
@@ -48,6 +49,7 @@ pub const FAULTS: &[Fault] = &[
 const RESET: Told = Told {
     codes: &["worker_reset"],
     within: SOON,
+    felt: false,
 };
 /// With two of three doors away, three attempts may find neither slot nor door that works.
 const TWO_AWAY: Told = Told {
@@ -86,6 +88,13 @@ impl Trial<'_> {
     /// Every network of an agent works again: waits until its node is heard.
     fn agents_are_back(&mut self, nodes: &[usize]) {
         for &at in nodes {
+            let network = &self.scene.networks[at].to_plane;
+            // An agent that is refused has no connection that could be reset. Nobody hears it: that it went Offline shows it.
+            if network.fault() != Network::Refuse {
+                network.wait_struck();
+            }
+        }
+        for &at in nodes {
             self.watch.node(NODES[at], Fact::Either);
             self.scene.networks[at].to_plane.set(Network::Pass);
         }
@@ -109,6 +118,10 @@ impl Trial<'_> {
     /// Every door can be reached again: waits until each is used. What was lost at these on a connection its sender would
     /// have sent again, or been told that nobody knows of it any more; here nothing is sent again, so everybody is told.
     fn doors_are_back(&mut self, lost: &[usize]) {
+        // Behind a door that refuses there were requests and idle connections to reset.
+        for networks in &self.scene.networks {
+            networks.to_node.wait_struck();
+        }
         for &at in lost {
             self.scene.networks[at].to_node.set(Network::Refuse);
         }
@@ -146,6 +159,8 @@ fn agents_one_way(trial: &mut Trial) {
     let [unheard, deaf, lossy] = trial.any_nodes();
     let losses = trial.lossy();
     trial.agent_network(lossy, losses, |_| Fact::Live);
+    // That may take a while, of which the others would make longer and longer pauses between their attempts.
+    trial.scene.networks[lossy].to_plane.wait_struck();
     // It goes on trying, and is heard each time.
     trial.agent_network(deaf, Network::ToClient, |_| Fact::Either);
     trial.agent_network(unheard, Network::ToServer, Fact::Dead);
@@ -201,6 +216,7 @@ fn doors_slow(trial: &mut Trial) {
     trial.scene.wait_node_busy(NODES[held]);
     trial.door(held, Network::Hold);
     trial.pause(200, 900);
+    trial.scene.networks[held].to_node.wait_struck();
     trial.scene.networks[held].to_node.set(Network::Pass);
     trial.pause(500, 1_500);
     trial.doors_are_back(&[]);
@@ -233,13 +249,14 @@ fn mixture(setting: &mut Setting) -> String {
     const ANY: Told = Told {
         codes: &["worker_reset", "shutting_down", "upstream_failed"],
         within: SOON,
+        felt: false,
     };
     let faults = if setting.long { 5 } else { 1 };
     trial(setting, Scene::networked(), &ANY, |trial| {
         for _ in 0..faults {
             let one = trial.chance.below(ALL.len() as u64);
             let (name, fault) = ALL[usize::try_from(one).expect("one of them")];
-            println!("  {name}");
+            println!("  mixture: {name}");
             fault(trial);
         }
     })

@@ -66,17 +66,20 @@ pub const FAULTS: &[Fault] = &[
 pub const AT_ONCE: Told = Told {
     codes: &["worker_reset"],
     within: Duration::from_secs(2).saturating_add(SLACK),
+    felt: false,
 };
 /// What is silent is asked once a second, with patience for 1.2 s, after half a second.
 const QUESTION: Duration = Duration::from_millis(3_500);
 pub const HUNG: Told = Told {
     codes: &["worker_reset"],
     within: HUNG_AFTER.saturating_add(QUESTION).saturating_add(SLACK),
+    felt: true,
 };
 /// A control plane that is asked to stop refuses what comes from then on.
 const STOPPING: Told = Told {
     codes: &["shutting_down"],
     within: SOON,
+    felt: false,
 };
 /// Longer than anybody waits for what is silent, in milliseconds.
 pub const BEYOND: Range<u64> = 4_600..5_000;

@@ -30,19 +30,19 @@ use crate::{Fault, Setting};
 
 pub const FAULTS: &[Fault] = &[
     Fault {
-        name: "a full disk",
+        name: "disk-full",
         inject: |setting| disk(setting, Errno::ENOSPC),
     },
     Fault {
-        name: "a read-only disk",
+        name: "disk-read-only",
         inject: |setting| disk(setting, Errno::EROFS),
     },
     Fault {
-        name: "a broken disk",
+        name: "disk-broken",
         inject: |setting| disk(setting, Errno::EIO),
     },
     Fault {
-        name: "a damaged store",
+        name: "store-damaged",
         inject: damaged,
     },
 ];
@@ -445,6 +445,11 @@ fn damaged(setting: &mut Setting) -> String {
         all_asked.extend(asked);
         starts += usize::from(started);
     }
+    // In a few rounds the damage may lie where nobody reads; in many it is noticed.
+    assert!(
+        !setting.long || starts < rounds,
+        "no damage was noticed in {rounds} rounds"
+    );
     format!(
         "{rounds} times: {}, {acknowledged} changes acknowledged and {refused} refused meanwhile; {starts} started again and \
          had everything, {} refused to, named the file and touched nothing; all there with a copy",

@@ -28,12 +28,15 @@ pub struct Told {
     pub codes: &'static [&'static str],
     /// How long after it began a stream is told. (Who is refused may have waited for a slot, and for three attempts.)
     pub within: Duration,
+    /// It cannot pass unnoticed: somebody is told, or is tried again.
+    pub felt: bool,
 }
 
 /// Nobody may be told any.
 pub const NOBODY: Told = Told {
     codes: &[],
     within: Duration::ZERO,
+    felt: false,
 };
 
 impl Trial<'_> {
@@ -102,6 +105,10 @@ pub fn trial(
     assert!(
         after <= told.within,
         "a stream was told after {after:?} only"
+    );
+    assert!(
+        !told.felt || figures.felt(),
+        "nobody was told anything, nor tried again"
     );
     figures.line() + &injected.line()
 }

@@ -24,6 +24,9 @@ use super::{eventually, free_address};
 
 /// How long a switch may take.
 const SOON: Duration = Duration::from_secs(10);
+/// How long it may take until somebody meets a fault. A lossy network, through which an agent sends little, is late with
+/// one piece in fifteen.
+const STRUCK: Duration = Duration::from_secs(60);
 
 /// What the network does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +90,8 @@ impl Fault {
 struct Counts {
     connections: AtomicUsize,
     struck: AtomicUsize,
+    /// What was lost or late, piece by piece, and connections that were reset, since the network was last changed.
+    hits: AtomicUsize,
     last_reset: Mutex<Option<Instant>>,
 }
 
@@ -150,6 +155,7 @@ impl FaultProxy {
     /// Changes what the network does. Returns when that holds.
     pub fn set(&self, fault: Fault) {
         let wanted = self.wanted.as_ref().expect("it has not ended");
+        self.counts.hits.store(0, Ordering::Relaxed);
         wanted.send_replace(fault);
         eventually(SOON, "the network does as it is told", || {
             let held = *self.held.borrow();
@@ -169,6 +175,28 @@ impl FaultProxy {
     /// Those of them that lost something so far, or had something delayed.
     pub fn struck(&self) -> usize {
         self.counts.struck.load(Ordering::Relaxed)
+    }
+
+    /// What it does now.
+    #[allow(dead_code, reason = "used by the fault suite")]
+    pub fn fault(&self) -> Fault {
+        *self.held.borrow()
+    }
+
+    /// Waits until the fault that it has now has lost, delayed or reset something: until then nobody has met it, or only by
+    /// being refused. Without a fault there is nothing to wait for.
+    #[allow(dead_code, reason = "used by the fault suite")]
+    pub fn wait_struck(&self) {
+        let fault = self.fault();
+        if fault != Fault::Pass {
+            let what = format!("somebody meets {fault:?} at {}", self.address);
+            eventually(STRUCK, &what, || {
+                match self.counts.hits.load(Ordering::Relaxed) {
+                    0 => Err("nothing was lost, late or reset".to_owned()),
+                    _ => Ok(()),
+                }
+            });
+        }
     }
 }
 
@@ -244,6 +272,7 @@ struct Strike<'a> {
 
 impl Strike<'_> {
     fn touch(&self) {
+        self.counts.hits.fetch_add(1, Ordering::Relaxed);
         if !self.struck.replace(true) {
             self.counts.struck.fetch_add(1, Ordering::Relaxed);
         }
@@ -275,6 +304,7 @@ async fn link(
         tokio::select! {
             () = swallow(&mut client, &strike) => {}
             _ = faults.wait_for(|fault| *fault == Fault::Refuse) => {
+                strike.touch();
                 client.set_zero_linger().expect("an open socket");
             }
         }
@@ -317,6 +347,7 @@ async fn link(
         _ = faults.wait_for(|fault| *fault == Fault::Refuse) => true,
     };
     if reset {
+        strike.touch();
         for end in [&client, &server] {
             end.set_zero_linger().expect("an open socket");
         }

@@ -1,18 +1,21 @@
 //! An HTTP/1.1 client that hides nothing: a socket for each request, blocking reads, and a body that can be left at any
 //! moment by dropping it.
 //!
-//! Invariants: an answer that breaks off is an error, never a short body; no read waits for ever. Used by the journeys
-//! and by those who wait for a process to be ready.
+//! Invariants: an answer that breaks off is an error, never a short body; no read waits for ever, and neither does an
+//! exchange, however slowly its answer comes. Used by the journeys and by those who wait for a process to be ready.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 /// How long a connection may take, and how long a peer may be silent.
 const CONNECT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long all of an answer may take, from when it is waited for.
+const EXCHANGE: Duration = Duration::from_secs(120);
 
 /// An answer whose head has come.
 pub struct Response {
@@ -32,8 +35,33 @@ enum Framing {
 }
 
 struct Body {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Bounded>,
     framing: Framing,
+}
+
+/// A connection from which an answer is read, until it has taken too long in all.
+struct Bounded {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Bounded {
+    fn by(stream: TcpStream, limit: Duration) -> BufReader<Self> {
+        let until = Instant::now() + limit;
+        BufReader::new(Self { stream, until })
+    }
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let what = "the answer takes longer than any may";
+            return Err(io::Error::new(ErrorKind::TimedOut, what));
+        }
+        self.stream.set_read_timeout(Some(left.min(SILENCE)))?;
+        self.stream.read(buffer)
+    }
 }
 
 /// Asks with GET.
@@ -106,13 +134,13 @@ impl Begun {
 
     /// Waits for the head of the answer. The connection lives as long as the answer does.
     pub fn answer(self) -> io::Result<Response> {
-        Response::read(BufReader::new(self.stream))
+        Response::read(Bounded::by(self.stream, EXCHANGE))
     }
 
     /// Sends a request and waits for the head of its answer, which must be read to its end before the next.
     pub fn ask(&mut self, request: &[u8]) -> io::Result<Response> {
         self.more(request)?;
-        Response::read(BufReader::new(self.stream.try_clone()?))
+        Response::read(Bounded::by(self.stream.try_clone()?, EXCHANGE))
     }
 }
 
@@ -136,7 +164,7 @@ fn request(
         text += "\r\n";
     }
     stream.write_all(text.as_bytes())?;
-    Response::read(BufReader::new(stream))
+    Response::read(Bounded::by(stream, EXCHANGE))
 }
 
 fn invalid(what: &str, line: &str) -> io::Error {
@@ -157,7 +185,7 @@ fn line(stream: &mut impl BufRead) -> io::Result<String> {
 }
 
 impl Response {
-    fn read(mut stream: BufReader<TcpStream>) -> io::Result<Self> {
+    fn read(mut stream: BufReader<Bounded>) -> io::Result<Self> {
         let first = line(&mut stream)?;
         let status = first
             .strip_prefix("HTTP/1.1 ")
@@ -340,4 +368,26 @@ impl Events {
             }
         }
     }
+}
+
+#[test]
+fn an_answer_that_trickles_ends_with_an_error() {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a client");
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n";
+        client.write_all(head.as_bytes()).expect("it reads");
+        // Until it leaves.
+        while client.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let stream = TcpStream::connect(address).expect("it listens");
+    let limit = Duration::from_millis(300);
+    let response = Response::read(Bounded::by(stream, limit)).expect("a head");
+    let error = response.text().expect_err("it takes too long");
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
 }
