@@ -332,6 +332,9 @@ impl Pool {
         if !self.is_paused(now) {
             self.paused_until = None;
         }
+        if self.sample_until <= now {
+            self.external = 0;
+        }
         // The last reading may still show them. It has a longer word than our patience: they are somebody's.
         let seen = shown > 0 && now < self.sample_until;
         if seen {
