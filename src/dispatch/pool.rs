@@ -179,6 +179,8 @@ impl Pool {
             Standing::Ejected
         } else if !self.accepting {
             Standing::Coming
+        } else if self.hung_since.is_some() {
+            Standing::Hung
         } else {
             Standing::Taking
         }
