@@ -3,7 +3,8 @@
 //! Pools fall into *kinds*: those with the same context, the same number of slots and the same trust. Of two of a kind the
 //! one with the lower busy share has more slots free, so either the best placed of a kind has room for a request or none
 //! of them has. A placement looks at that one pool of each kind: what it costs grows with how differently engines are set
-//! up, not with how many there are. Invariant: every pool is in here as what it was when it last changed, under each of its
+//! up, not with how many there are. The exception are pools that are kept for an earlier request of another of their models:
+//! those are passed over one by one, all of them where all are kept. Invariant: every pool is in here as what it was when it last changed, under each of its
 //! models. Called by `Dispatch` alone, whenever a pool changes and whenever one is looked for.
 
 use super::seats::{Place, Seat, Seats};
