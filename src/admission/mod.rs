@@ -163,10 +163,11 @@ impl Admission {
 
     /// Runs `change` under the lock, then gives out what became free and wakes, outside the lock, whom it concerns.
     fn locked<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, Mono) -> T) -> T {
-        let now = self.clock.now();
         let mut deliveries = Vec::new();
         let (result, rearm) = {
             let mut state = self.state();
+            // Asked under the lock: `dispatch` is never told of an earlier time than before.
+            let now = self.clock.now();
             let result = change(&mut state, now);
             let mut verdicts = std::mem::take(&mut state.verdicts);
             state.dispatch.pump(now, &mut verdicts);

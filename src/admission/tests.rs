@@ -325,3 +325,18 @@ async fn a_prompt_that_was_too_long_goes_to_a_pool_with_more_context_and_retries
     let retries = (0..100).filter(|_| admission.may_retry()).count();
     assert_eq!(retries, 50);
 }
+
+#[test]
+fn whoever_waits_for_the_lock_is_told_the_time_at_which_it_has_it() {
+    let admission = Admission::new(Clock::new(), SETTINGS);
+    let held = admission.state();
+    let waits = std::thread::spawn({
+        let admission = Arc::clone(&admission);
+        move || admission.locked(|_, now| now)
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let before = admission.clock.now();
+    drop(held);
+    let told = waits.join().expect("it ends");
+    assert!(told >= before, "told {told:?}, after {before:?}");
+}

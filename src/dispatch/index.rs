@@ -3,7 +3,8 @@
 //! Pools fall into *kinds*: those with the same context, the same number of slots and the same trust. Of two of a kind the
 //! one with the lower busy share has more slots free, so either the best placed of a kind has room for a request or none
 //! of them has. A placement looks at that one pool of each kind: what it costs grows with how differently engines are set
-//! up, not with how many there are. Invariant: every pool is in here as what it was when it last changed, under each of its
+//! up, not with how many there are. The exception are pools that are kept for an earlier request of another of their models:
+//! those are passed over one by one, all of them where all are kept. Invariant: every pool is in here as what it was when it last changed, under each of its
 //! models. Called by `Dispatch` alone, whenever a pool changes and whenever one is looked for.
 
 use super::seats::{Place, Seat, Seats};
@@ -28,7 +29,9 @@ pub(super) enum Standing {
     Ejected,
     /// It may serve soon.
     Coming,
-    /// It takes requests. It may be busy, or may not have answered for a moment.
+    /// It would take requests, but does not answer.
+    Hung,
+    /// It takes requests, though it may be busy.
     Taking,
 }
 
@@ -45,7 +48,9 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Pools {
     /// How many stand how.
-    standing: [u32; 5],
+    standing: [u32; 6],
+    /// The most slots of a pool that takes requests and is of this kind or of one after it: of a good one, where there is one.
+    most_slots: u32,
     pub seats: Seats,
 }
 
@@ -88,7 +93,9 @@ impl Index {
         pools.standing[entry.standing as usize] += 1;
         *seat = pools.seats.add();
         pools.seats.set(*seat, entry.place);
-        before != pools.prospects()
+        let changed = before != pools.prospects();
+        self.measure();
+        changed
     }
 
     fn remove(&mut self, seat: Seat, entry: Entry) -> bool {
@@ -100,7 +107,25 @@ impl Index {
         if pools.count(Standing::Gone) == 0 {
             self.kinds.retain(|(kind, _)| *kind != entry.kind);
         }
+        self.measure();
         changed
+    }
+
+    /// Finds anew how many slots a request can get at most.
+    fn measure(&mut self) {
+        let (mut good, mut suspect) = (0, 0);
+        for at in (0..self.kinds.len()).rev() {
+            let (kind, pools) = &self.kinds[at];
+            if pools.count(Standing::Taking) > 0 {
+                let most = if kind.suspect {
+                    &mut suspect
+                } else {
+                    &mut good
+                };
+                *most = kind.slots.max(*most);
+            }
+            self.kinds[at].1.most_slots = if good > 0 { good } else { suspect };
+        }
     }
 
     fn of(&mut self, kind: Kind) -> &mut Pools {
@@ -138,21 +163,24 @@ impl Index {
         most.map(|(kind, _)| kind.ctx)
     }
 
-    /// The most slots of a pool that takes requests and has so much context; 0 when none does.
+    /// The most slots that a request can get of a pool that takes requests and has so much context: of a good one, where
+    /// there is one. 0 when there is none at all.
     pub fn most_slots(&self, min_ctx: u64) -> u32 {
-        let kinds = self.from(min_ctx).iter();
-        let takes = kinds.filter(|(_, pools)| pools.count(Standing::Taking) > 0);
-        takes.map(|(kind, _)| kind.slots).max().unwrap_or(0)
+        let first = self.from(min_ctx).first();
+        first.map_or(0, |(_, pools)| pools.most_slots)
     }
 }
 
 #[cfg(test)]
 impl Index {
     /// All there is to know, in order.
-    pub fn contents(&self) -> Vec<(Kind, [u32; 5], Vec<Place>)> {
+    pub fn contents(&self) -> Vec<(Kind, [u32; 6], u32, Vec<Place>)> {
         let kinds = self.kinds.iter();
         kinds
-            .map(|(kind, pools)| (*kind, pools.standing, pools.seats.places()))
+            .map(|(kind, pools)| {
+                let places = pools.seats.places();
+                (*kind, pools.standing, pools.most_slots, places)
+            })
             .collect()
     }
 }

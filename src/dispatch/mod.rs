@@ -10,8 +10,9 @@
 //!
 //! **Who is next.** A pool serves the oldest waiting request that it is *for*, over all its models. It is for those whose
 //! context it has, and whose slots it has in all: one that could never hold a request whole is no concern of that request,
-//! as long as a pool with enough context does that takes requests, and lets others pass. Where none does, the request is
-//! cut to what the largest of them have; it goes there at once, as a pool that only loads may be long in coming. Slots that
+//! as long as a pool with enough context does that takes requests and answers, and lets others pass. Suspect pools count
+//! there only where no good one is left. Where none holds it whole, any pool with enough context is for it, and it is cut
+//! to what that one has; it goes there at once, as a pool that only loads may be long in coming. Slots that
 //! are taken let nobody pass: while the oldest needs more of them than are free, the pool keeps what is free for it, or
 //! heavy requests would starve behind light ones. There is one exception, between models: where slots that others use
 //! leave too few for the heavy one, whatever we do, younger requests of other models pass (those of its own never do).

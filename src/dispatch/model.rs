@@ -96,11 +96,10 @@ impl Model {
         });
     }
 
-    /// Whether pools of this kind are for a request of this weight: they have the context, and hold it whole as long as
-    /// any pool does that takes requests, or else are among the largest of those.
+    /// Whether pools of this kind are for a request of this weight: they have the context, and hold it whole unless no pool
+    /// does that counts (`Index::most_slots`).
     pub fn suits(&self, weight: u32, min_ctx: u64, kind: Kind) -> bool {
-        min_ctx <= kind.ctx
-            && (weight <= kind.slots || kind.slots >= self.index.most_slots(min_ctx))
+        min_ctx <= kind.ctx && (weight <= kind.slots || weight > self.index.most_slots(min_ctx))
     }
 
     /// The first in line of those whom a pool of this kind is for.

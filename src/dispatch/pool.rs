@@ -179,6 +179,8 @@ impl Pool {
             Standing::Ejected
         } else if !self.accepting {
             Standing::Coming
+        } else if self.hung_since.is_some() {
+            Standing::Hung
         } else {
             Standing::Taking
         }
@@ -331,6 +333,9 @@ impl Pool {
         }
         if !self.is_paused(now) {
             self.paused_until = None;
+        }
+        if self.sample_until <= now {
+            self.external = 0;
         }
         // The last reading may still show them. It has a longer word than our patience: they are somebody's.
         let seen = shown > 0 && now < self.sample_until;

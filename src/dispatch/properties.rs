@@ -468,18 +468,22 @@ impl World {
         self.check();
     }
 
-    /// Whether a pool is for a request: it has the context, and the slots, or else as many as any that takes requests.
+    /// Whether a pool is for a request: it has the context; and the slots, or else no good pool that takes requests and
+    /// answers has them, nor, where there is no such pool, a suspect one.
     fn is_for(&self, want: &Want, spec: &PoolSpec, slots: u32) -> bool {
         let has_context = |spec: &PoolSpec| want.min_ctx <= spec.n_ctx.unwrap_or(0);
-        let largest = (self.pools.iter())
+        let takes: Vec<(bool, u32)> = (self.pools.iter())
             .filter(|(_, other)| other.spec.models.contains(&want.model))
-            .filter(|(_, other)| has_context(&other.spec))
-            .filter(|(_, other)| other.spec.accepting && !other.refuses)
-            .map(|(ix, _)| self.dispatch.counts(self.now, *ix))
-            .filter(|counts| !counts.ejected)
-            .map(|counts| counts.slots_total)
-            .max();
-        has_context(spec) && slots >= want.weight.min(largest.unwrap_or(0))
+            .filter(|(_, other)| has_context(&other.spec) && other.spec.accepting)
+            .filter(|(_, other)| !other.refuses && other.hung.is_none())
+            .map(|(ix, other)| (other.spec.suspect, self.dispatch.counts(self.now, *ix)))
+            .filter(|(_, counts)| !counts.ejected)
+            .map(|(suspect, counts)| (suspect, counts.slots_total))
+            .collect();
+        let trust = takes.iter().map(|(suspect, _)| *suspect).min();
+        let counted = takes.iter().filter(|(suspect, _)| Some(*suspect) == trust);
+        let holds_it = counted.into_iter().any(|(_, slots)| want.weight <= *slots);
+        has_context(spec) && (want.weight <= slots || !holds_it)
     }
 
     /// Remembers since when those who wait have nothing to wait for.

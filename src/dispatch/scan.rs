@@ -35,15 +35,19 @@ impl Dispatch {
             .find(|waiting| self.is_for(model, waiting.weight, waiting.min_ctx, pool))
     }
 
-    /// Enough context; and as many slots as the request takes, or as the largest pool has that takes requests.
+    /// Enough context; and as many slots as the request takes, unless it takes more than any pool has that takes requests:
+    /// any good one, where there is one.
     fn is_for(&self, model: ModelIx, weight: u32, min_ctx: u64, pool: &Pool) -> bool {
-        let largest = (self.pools.iter())
-            .filter(|pool| pool.present && pool.models.contains(&model) && pool.ctx >= min_ctx)
-            .filter(|pool| pool.accepting && pool.prospective)
-            .filter(|pool| !pool.refuses && pool.ejected_until.is_none())
-            .map(|pool| pool.slots_total)
-            .max();
-        pool.ctx >= min_ctx && pool.slots_total >= weight.min(largest.unwrap_or(0))
+        let takes = |pool: &&Pool| {
+            (pool.present && pool.models.contains(&model) && pool.ctx >= min_ctx)
+                && (pool.accepting && pool.prospective && pool.hung_since.is_none())
+                && (!pool.refuses && pool.ejected_until.is_none())
+        };
+        let all = || self.pools.iter().filter(takes);
+        let none_is_good = all().all(|pool| pool.suspect);
+        let counted = all().filter(|pool| none_is_good || !pool.suspect);
+        let most = counted.map(|pool| pool.slots_total).max().unwrap_or(0);
+        pool.ctx >= min_ctx && (weight <= pool.slots_total || weight > most)
     }
 
     /// What is kept of the pools is what comes of building it anew.

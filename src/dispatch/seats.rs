@@ -2,7 +2,8 @@
 //!
 //! Each pool has a seat, and each match is won by the lower of two places. A pool that changes plays its matches again
 //! from the bottom up, until one ends as before: the logarithm of the number of pools at most, nearly always less, and
-//! nothing is allocated unless there are more seats than ever. Called by `index` alone.
+//! nothing is allocated unless there are more seats than ever. Finding the best placed costs nothing where it may be
+//! picked, and grows with how many may not be and come before the one that may. Called by `index` alone.
 
 use super::PoolIx;
 
@@ -93,7 +94,8 @@ impl Seats {
         self.nodes[1] == Place::NONE
     }
 
-    /// The best placed of those that have at most so many slots busy and `may` be picked.
+    /// The best placed of those that have at most so many slots busy and `may` be picked. Looks at few others than those
+    /// placed before it that may not: at all there are, where none may.
     pub fn first(&self, most_busy: u32, mut may: impl FnMut(PoolIx) -> bool) -> Option<PoolIx> {
         self.first_below(1, most_busy, &mut may).map(Place::ix)
     }
@@ -111,8 +113,19 @@ impl Seats {
         if may(winner.ix()) {
             return Some(winner);
         }
-        let [one, other] = [2 * node, 2 * node + 1].map(|n| self.first_below(n, most_busy, may));
-        one.into_iter().chain(other).min()
+        let (left, right) = (2 * node, 2 * node + 1);
+        let place = |node: usize| self.nodes.get(node).copied().unwrap_or(Place::NONE);
+        let (better, other) = if place(left) <= place(right) {
+            (left, right)
+        } else {
+            (right, left)
+        };
+        let found = self.first_below(better, most_busy, may);
+        if found.is_some_and(|found| found < place(other)) {
+            return found;
+        }
+        let also = self.first_below(other, most_busy, may);
+        found.into_iter().chain(also).min()
     }
 }
 
@@ -162,6 +175,22 @@ mod tests {
         seats.remove(five[3]);
         assert_eq!(seats.first(0, |_| true), Some(PoolIx(1)));
         assert_eq!(seats.add(), five[3], "a seat that was left is taken again");
+    }
+
+    #[test]
+    fn only_those_before_the_one_that_is_found_are_looked_at() {
+        let mut seats = Seats::default();
+        for ix in 0..1_024 {
+            let seat = seats.add();
+            seats.set(seat, place(0, u64::from(ix % 32), ix));
+        }
+        let mut looked_at = std::collections::HashSet::new();
+        let first = seats.first(0, |ix| {
+            looked_at.insert(ix);
+            ix.0 % 32 > 0
+        });
+        assert_eq!(first, Some(PoolIx(1)));
+        assert!(looked_at.len() <= 2 * 32, "{}", looked_at.len());
     }
 
     #[test]

@@ -218,3 +218,14 @@ fn a_reading_that_stops_to_count_keeps_no_slot() {
         matches!(b.expire(at(20_030))[..], [(served, Verdict::Granted(_))] if served == ticket)
     );
 }
+
+#[test]
+fn a_reading_that_counts_no_more_is_forgotten() {
+    let mut b = Bench::new();
+    let pool = b.dispatch.add_pool(at(0), ready(&[b.model], 4));
+    b.dispatch.observe(at(0), pool, sample(4, 3, Some(0)));
+    let stale = SETTINGS.sample_ttl_ms;
+    assert_eq!(b.dispatch.counts(at(stale - 1), pool).external, 3);
+    assert_eq!(b.pump(at(stale)), vec![]);
+    assert_eq!(b.dispatch.counts(at(stale - 1), pool).external, 0);
+}

@@ -139,13 +139,75 @@ fn a_heavy_request_goes_to_a_pool_that_holds_it_whole_and_waits_for_one_that_doe
 }
 
 #[test]
-fn a_request_heavier_than_every_pool_takes_all_slots_of_one_of_the_largest() {
+fn a_request_heavier_than_every_pool_takes_all_slots_of_whichever_has_them_free() {
     let mut s = Shared::new();
     let one = s.one;
-    s.dispatch.add_pool(at(0), ready(&[one], 1));
     let large = s.dispatch.add_pool(at(0), ready(&[one], 4));
-    let grant = s.ask(at(0), one, 100).1.expect("has room");
-    assert_eq!((grant.pool, grant.weight), (large, 4));
+    let small = s.dispatch.add_pool(at(0), ready(&[one], 2));
+    let grants = [1, 2].map(|ms| s.ask(at(ms), one, 5).1.expect("has room"));
+    let taken = grants.map(|grant| (grant.pool, grant.weight));
+    assert_eq!(taken, [(large, 4), (small, 2)]);
+    let (waits, grant) = s.ask(at(3), one, 5);
+    assert_eq!(grant, None);
+    s.dispatch.release(at(4), grants[1], false, Quarantine::No);
+    let served = s.pump(at(4));
+    assert_eq!(served.len(), 1);
+    assert_eq!((served[0].0, served[0].1.pool), (waits, small));
+}
+
+#[test]
+fn a_heavy_request_does_not_wait_for_an_engine_that_does_not_answer() {
+    let mut s = Shared::new();
+    let one = s.one;
+    let large = s.dispatch.add_pool(at(0), ready(&[one], 4));
+    let small = s.dispatch.add_pool(at(0), ready(&[one], 2));
+    let running = s.ask(at(0), one, 4).1.expect("has room");
+    assert_eq!(running.pool, large);
+    let (heavy, grant) = s.ask(at(1), one, 4);
+    assert_eq!((grant, s.pump(at(1))), (None, vec![]));
+    s.dispatch.hang(at(2), large, true);
+    let served = s.pump(at(2));
+    assert_eq!(served.len(), 1);
+    let (ticket, grant) = served[0];
+    assert_eq!((ticket, grant.pool, grant.weight), (heavy, small, 2));
+    s.dispatch.release(at(3), grant, false, Quarantine::No);
+    s.dispatch.hang(at(4), large, false);
+    assert_eq!(s.ask(at(5), one, 4).1, None, "it answers again");
+}
+
+#[test]
+fn a_heavy_request_prefers_a_small_pool_to_a_large_suspect_one() {
+    let mut s = Shared::new();
+    let one = s.one;
+    let large = PoolSpec {
+        suspect: true,
+        ..ready(&[one], 4)
+    };
+    let large = s.dispatch.add_pool(at(0), large);
+    let small = s.dispatch.add_pool(at(0), ready(&[one], 2));
+    let taken = [1, 2].map(|ms| {
+        let grant = s.ask(at(ms), one, 4).1.expect("has room");
+        (grant.pool, grant.weight)
+    });
+    assert_eq!(taken, [(small, 2), (large, 4)]);
+}
+
+#[test]
+fn where_all_are_suspect_a_heavy_request_goes_to_one_that_holds_it_whole() {
+    let mut s = Shared::new();
+    let one = s.one;
+    let [small, large] = [2, 4].map(|slots| {
+        let suspect = PoolSpec {
+            suspect: true,
+            ..ready(&[one], slots)
+        };
+        s.dispatch.add_pool(at(0), suspect)
+    });
+    let heavy = s.ask(at(1), one, 4).1.expect("has room");
+    assert_eq!((heavy.pool, heavy.weight), (large, 4));
+    assert_eq!(s.ask(at(2), one, 3).1, None, "it waits for the large one");
+    // What comes first in line for the small one is the next that it can hold.
+    assert_eq!(s.ask(at(3), one, 2).1.map(|grant| grant.pool), Some(small));
 }
 
 #[test]
@@ -173,7 +235,7 @@ fn when_the_last_pool_that_holds_it_whole_takes_requests_no_longer_a_smaller_one
 }
 
 #[test]
-fn a_pool_that_is_busy_or_silent_is_waited_for_as_it_may_be_back_at_any_moment() {
+fn a_pool_that_says_it_is_busy_is_waited_for_as_it_will_be_back_in_a_moment() {
     let mut s = Shared::new();
     let one = s.one;
     let large = s.dispatch.add_pool(at(0), ready(&[one], 4));
