@@ -3,19 +3,19 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use memchr::memmem::{Finder, FinderRev};
+use memchr::memmem::Finder;
 use tokio::time::Instant;
 
 use super::Meter;
 
 /// Where engines say it: completions, messages and responses, and llama.cpp's timings. In a text these would be escaped.
-static TOLD: LazyLock<[FinderRev<'static>; 3]> = LazyLock::new(|| {
+static TOLD: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
     [
         "\"completion_tokens\":",
         "\"output_tokens\":",
         "\"predicted_n\":",
     ]
-    .map(FinderRev::new)
+    .map(Finder::new)
 });
 /// It stands behind the text of an answer, in its last object or event: of a longer piece only so much is searched.
 const TOLD_WITHIN_BYTES: usize = 2 << 10;
@@ -118,7 +118,7 @@ impl Tokens {
         let end = &bytes[bytes.len().saturating_sub(TOLD_WITHIN_BYTES)..];
         for told in TOLD.iter() {
             // Whoever tells after each token tells most in the end.
-            if let Some(at) = told.rfind(end) {
+            if let Some(at) = told.find_iter(end).last() {
                 self.told = number(&end[at + told.needle().len()..]).or(self.told);
             }
         }
