@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
+use memchr::memrchr2_iter;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::info;
 
@@ -24,6 +25,8 @@ use super::record::{ENGINE_ERROR, Record};
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// A comment of a stream of events, which clients pass over.
 const PING: &[u8] = b": ping\n\n";
+/// Of an event that has begun so much is kept back until its end is there; what is longer is passed on as it comes.
+const MOST_HELD_BYTES: usize = 256 << 10;
 
 /// An answer under `/v1`: one of ours, or an engine's as it comes.
 pub struct GatewayBody(Kind);
@@ -61,6 +64,9 @@ struct Relayed {
     dialect: Option<Dialect>,
     /// How what was passed on so far ends.
     tail: Tail,
+    /// The beginning of an event. A client that got it, and no more, would take it for a broken one, and not read the error
+    /// that comes behind it.
+    held: Vec<u8>,
     /// Something was passed on since the client was last looked after.
     moved: bool,
     /// Since when nothing was sent, as it was seen last.
@@ -84,8 +90,21 @@ impl Tail {
     /// Nothing but whole events has passed.
     fn ends_event(self) -> bool {
         let Self(last) = self;
-        last == [0; 4] || last.ends_with(b"\n\n") || last == *b"\r\n\r\n"
+        last == [0; 4] || last_end(&last) == Some(last.len())
     }
+}
+
+/// Where the last whole event in these bytes ends: behind an empty line, however lines end.
+fn last_end(bytes: &[u8]) -> Option<usize> {
+    let is_end = |end: &usize| {
+        let [.., one, two] = bytes[..*end] else {
+            return false;
+        };
+        matches!([one, two], [b'\n', b'\n'] | [b'\r', b'\r']) || bytes[..*end].ends_with(b"\n\r\n")
+    };
+    memrchr2_iter(b'\n', b'\r', bytes)
+        .map(|at| at + 1)
+        .find(is_end)
 }
 
 /// Why an answer breaks off. The connection breaks with it, so that nobody takes what came for all of it.
@@ -135,6 +154,7 @@ impl GatewayBody {
             moved: true,
             still_since: Instant::now(),
             ping: None,
+            held: Vec::new(),
             next: None,
         }))
     }
@@ -148,6 +168,7 @@ impl GatewayBody {
             moved: false,
             still_since: Instant::now(),
             ping: None,
+            held: Vec::new(),
             next: Some(Ok(Bytes::from_static(PING))),
         }))
     }
@@ -182,11 +203,33 @@ impl Relayed {
         }
     }
 
+    /// What the client gets of a piece. Of a stream of events that is whole ones.
+    fn pass(&mut self, piece: Bytes) -> Option<Bytes> {
+        self.moved = true;
+        let ready = if self.dialect.is_none()
+            || self.held.is_empty() && last_end(&piece) == Some(piece.len())
+        {
+            piece
+        } else {
+            self.held.extend_from_slice(&piece);
+            let end = match last_end(&self.held) {
+                None if self.held.len() > MOST_HELD_BYTES => self.held.len(),
+                None => return None,
+                Some(end) => end,
+            };
+            let rest = self.held.split_off(end);
+            Bytes::from(std::mem::replace(&mut self.held, rest))
+        };
+        self.tail.pass(&ready);
+        Some(ready)
+    }
+
     /// The engine's answer breaks off.
     fn cut(&mut self, broken: Broken) {
         let Source::Engine(mut body) = std::mem::replace(&mut self.source, Source::Over) else {
             return;
         };
+        self.held = Vec::new();
         let carried = body.load_mut();
         let why = AnswerError::of(broken, carried);
         let (message, kind, code) = why.told();
@@ -230,14 +273,18 @@ impl Relayed {
                 },
                 Source::Engine(body) => match Pin::new(body).poll_frame(cx) {
                     Poll::Ready(Some(Ok(frame))) => {
-                        if let Some(data) = frame.data_ref() {
-                            self.tail.pass(data);
-                            self.moved = true;
+                        let piece = frame.into_data().unwrap_or_default();
+                        if let Some(ready) = self.pass(piece) {
+                            return Poll::Ready(Some(Ok(Frame::data(ready))));
                         }
-                        return Poll::Ready(Some(Ok(frame)));
                     }
                     Poll::Ready(Some(Err(broken))) => self.cut(broken),
-                    Poll::Ready(None) => self.source = Source::Over,
+                    Poll::Ready(None) => {
+                        self.source = Source::Over;
+                        // An engine may leave out the empty line behind its last event.
+                        let last = std::mem::take(&mut self.held);
+                        self.next = (!last.is_empty()).then(|| Ok(last.into()));
+                    }
                     Poll::Pending => ready!(self.poll_ping(cx)),
                 },
                 Source::Over => return Poll::Ready(None),
@@ -291,6 +338,7 @@ impl Relayed {
 
     fn is_end_stream(&self) -> bool {
         self.next.is_none()
+            && self.held.is_empty()
             && match &self.source {
                 Source::Pending(_) => false,
                 Source::Engine(body) => body.is_end_stream(),

@@ -241,26 +241,63 @@ async fn pings_come_between_events_and_only_when_nothing_else_does() {
         say(&mut engine, &event).await;
         assert_eq!(next(&mut body).await.0, Some(event));
     }
-    // Not within an event.
-    for part in ["data: 2\n", ": a comment\r\n", "\r", "data: 3"] {
-        say(&mut engine, part).await;
-        assert_eq!(next(&mut body).await.0.as_deref(), Some(part));
-        let more = timeout(100 * SECOND, next(&mut body)).await;
-        assert!(more.is_err(), "{part:?}: {more:?}");
-    }
-    // An event may end in several pieces.
-    for ends in [
-        ["\n", "\n"],
-        ["data: 4\r\n", "\r\n"],
-        ["data: 5\r\n\r", "\n"],
+    // What has begun of an event is kept back until its end is there, and nothing of ours comes within it.
+    for parts in [
+        vec!["data: 2\n", ": a comment\r\n", "\r", "\n"],
+        vec!["data: 3", "\n", "\n"],
+        vec!["data: 4\r\n", "\r\n"],
+        vec!["data: 5\r", "\r"],
     ] {
-        for part in ends {
+        let (last, before) = parts.split_last().expect("some");
+        for part in before {
             say(&mut engine, part).await;
-            assert_eq!(next(&mut body).await.0.as_deref(), Some(part));
+            is_ping(&mut body).await;
         }
-        is_ping(&mut body).await;
+        say(&mut engine, last).await;
+        assert_eq!(next(&mut body).await.0, Some(parts.concat()));
+    }
+    // Those before it are not.
+    say(&mut engine, "data: 6\n\ndata: 7\n\ndata: 8").await;
+    let (two, _) = next(&mut body).await;
+    assert_eq!(two.as_deref(), Some("data: 6\n\ndata: 7\n\n"));
+    // One without an end is passed on as it comes once it is too long, and behind the last one no empty line need be.
+    say(&mut engine, &"x".repeat(MOST_HELD_BYTES)).await;
+    let mut long = 0;
+    while long < MOST_HELD_BYTES {
+        let (text, _) = next(&mut body).await;
+        long += text.expect("more of it").len();
+    }
+    say(&mut engine, "\n\ndata: 9").await;
+    let mut rest = String::new();
+    while !rest.ends_with("\n\n") {
+        rest += &next(&mut body).await.0.expect("more of it");
     }
     engine.write_all(b"0\r\n\r\n").await.expect("it is read");
+    assert_eq!(next(&mut body).await.0.as_deref(), Some("data: 9"));
+    assert_eq!(next(&mut body).await.0, None, "the proper end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_event_that_breaks_off_the_client_gets_nothing_but_the_error() {
+    let mut bench = bench().await;
+    let gateway = Arc::clone(&bench.gateway);
+    let request =
+        Request::post(CHAT).body(Full::new(Bytes::from(r#"{"model":"m","stream":true}"#)));
+    let response = tokio::spawn(async move { gateway.handle(request.expect("good")).await });
+    let mut engine = bench.requests.recv().await.expect("a request");
+    let said = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n\
+                100\r\ndata: {\"a\":1}\n\ndata: {\"choices";
+    engine.write_all(said.as_bytes()).await.expect("it is read");
+    let mut body = response.await.expect("no panic").into_body();
+    let (first, _) = next(&mut body).await;
+    assert_eq!(first.as_deref(), Some("data: {\"a\":1}\n\n"));
+    drop(engine);
+    let (error, _) = next(&mut body).await;
+    let error = error.expect("an error");
+    assert!(
+        error.starts_with("data: {\"error\":{") && error.ends_with("}\n\n"),
+        "{error}"
+    );
     assert_eq!(next(&mut body).await.0, None, "the proper end");
 }
 
