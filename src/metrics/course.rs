@@ -117,9 +117,11 @@ impl Tokens {
         }
         let end = &bytes[bytes.len().saturating_sub(TOLD_WITHIN_BYTES)..];
         for told in TOLD.iter() {
+            let mut rest = end;
             // Whoever tells after each token tells most in the end.
-            if let Some(at) = told.find_iter(end).last() {
-                self.told = number(&end[at + told.needle().len()..]).or(self.told);
+            while let Some(at) = told.find(rest) {
+                rest = &rest[at + told.needle().len()..];
+                self.told = number(rest).or(self.told);
             }
         }
     }
