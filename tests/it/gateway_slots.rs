@@ -305,7 +305,7 @@ fn a_client_that_reads_a_byte_a_second_slows_nobody_and_gets_all_of_its_answer()
     let beside = beside[beside.len() / 2];
     // Nobody keeps for it what it does not read: its engine waits.
     let held_back = engine.asked()[known].finished.is_none();
-    let kept = memory(orchd.pid()).pss - memory_before.pss;
+    let kept = memory(orchd.pid()).anonymous - memory_before.anonymous;
     let all = reading.join().expect("no panic");
     let took = begun.elapsed();
     let received = all.iter().filter(|byte| **byte == b'#').count();

@@ -59,8 +59,16 @@ impl Read for Bounded {
             let what = "the answer takes longer than any may";
             return Err(io::Error::new(ErrorKind::TimedOut, what));
         }
-        self.stream.set_read_timeout(Some(left.min(SILENCE)))?;
-        self.stream.read(buffer)
+        let limit = left.min(SILENCE);
+        self.stream.set_read_timeout(Some(limit))?;
+        self.stream.read(buffer).map_err(|e| match e.kind() {
+            // What Linux calls a read that its timeout ends.
+            ErrorKind::WouldBlock => {
+                let what = format!("nothing came in {limit:?}");
+                io::Error::new(ErrorKind::TimedOut, what)
+            }
+            _ => e,
+        })
     }
 }
 
