@@ -313,11 +313,11 @@ impl Proxy {
             carried.meter = Some(self.0.meter(&door.pool_id, &body));
         }
         let mut headers = parts.headers;
-        relay::end_to_end(&mut headers);
         // Meant for this agent, not for the engine.
-        for name in [header::AUTHORIZATION, header::COOKIE, API_KEY] {
-            headers.remove(name);
-        }
+        relay::end_to_end(
+            &mut headers,
+            &[header::AUTHORIZATION, header::COOKIE, API_KEY],
+        );
         if let Some(key) = &door.key {
             headers.insert(header::AUTHORIZATION, key.clone());
         }
@@ -354,12 +354,12 @@ impl Proxy {
         };
         match sent {
             Ok(mut response) => {
-                relay::end_to_end(response.headers_mut());
+                // Of refusals only this proxy speaks.
+                let kept_back = [HeaderName::from_static(REFUSED_HEADER)];
+                relay::end_to_end(response.headers_mut(), &kept_back);
                 if let Some(meter) = meter {
                     meter.answered(response.status().as_u16());
                 }
-                // Only this proxy says so.
-                response.headers_mut().remove(REFUSED_HEADER);
                 Ok(response.map(ProxyBody::Right))
             }
             Err((error, mut carried)) => {

@@ -16,6 +16,7 @@ mod outlet;
 mod peek;
 mod record;
 
+use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -46,6 +47,8 @@ use record::{Book, Record};
 
 /// Longest id of a request that is kept; those of tracing systems have some 50 characters.
 const MAX_REQUEST_ID_BYTES: usize = 200;
+/// What is put behind the ids of this process's own.
+const LONGEST_NUMBER: &str = "-18446744073709551615";
 /// Names of models that a refusal lists.
 const NAMES_TOLD: usize = 20;
 
@@ -55,6 +58,15 @@ const POOL: HeaderName = HeaderName::from_static("x-orchd-pool");
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-orchd-queue-ms");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-orchd-attempts");
 const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Headers of requests that no engine gets: those that are meant for this control plane and nobody behind it; and what is
+/// packed could neither be counted nor go on where a stream has been promised.
+const KEPT_BACK: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    header::COOKIE,
+    API_KEY,
+    header::ACCEPT_ENCODING,
+];
 
 /// What the gateway does with what it relays.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,8 +212,10 @@ impl Gateway {
             return id.clone();
         }
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        HeaderValue::try_from(format!("{}-{number}", self.prefix))
-            .expect("hexadecimal digits fit into a header")
+        let mut id = String::with_capacity(self.prefix.len() + LONGEST_NUMBER.len());
+        // A string takes whatever is written.
+        let _ = write!(id, "{}-{number}", self.prefix);
+        HeaderValue::try_from(id).expect("hexadecimal digits fit into a header")
     }
 
     /// What an upstream is shown: the token is for this fleet's own agents, not for whatever a heartbeat may name as an
@@ -320,13 +334,7 @@ impl Gateway {
         let model = self.resolve(peek.model.as_deref())?;
         record.model(self.meter(model));
         let mut headers = parts.headers;
-        relay::end_to_end(&mut headers);
-        // Meant for this control plane, and nobody behind it.
-        for name in [header::AUTHORIZATION, header::COOKIE, API_KEY] {
-            headers.remove(name);
-        }
-        // What is packed could neither be counted nor go on where a stream has been promised.
-        headers.remove(header::ACCEPT_ENCODING);
+        relay::end_to_end(&mut headers, &KEPT_BACK);
         headers.insert(REQUEST_ID, record.id().clone());
         let assembles = self.settings.assemble && peek.may_assemble(parts.uri.path());
         let path = parts
@@ -419,9 +427,18 @@ fn mark(headers: &mut HeaderMap, record: &Record) {
         headers.insert(NODE, outlet.node.clone());
         headers.insert(POOL, outlet.pool.clone());
     }
-    headers.insert(QUEUE_MS, record.queue_ms().into());
+    headers.insert(QUEUE_MS, number(record.queue_ms()));
     if record.attempts > 0 {
-        headers.insert(ATTEMPTS, record.attempts.into());
+        headers.insert(ATTEMPTS, number(record.attempts.into()));
+    }
+}
+
+/// A number; those of nearly every request are ready.
+fn number(number: u64) -> HeaderValue {
+    match number {
+        0 => HeaderValue::from_static("0"),
+        1 => HeaderValue::from_static("1"),
+        number => number.into(),
     }
 }
 

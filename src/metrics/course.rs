@@ -4,19 +4,18 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use memchr::memmem::Finder;
+use memchr::memrchr_iter;
 use tokio::time::Instant;
 
 use super::Meter;
 
-/// Where engines say it: completions, messages and responses, and llama.cpp's timings. In a text these would be escaped.
-static TOLD: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
-    [
-        "\"completion_tokens\":",
-        "\"output_tokens\":",
-        "\"predicted_n\":",
-    ]
-    .map(Finder::new)
-});
+/// Where engines say it, before and behind the underscore: completions, messages and responses, and llama.cpp's timings. In
+/// a text the quotes would be escaped.
+const TOLD: [[&[u8]; 2]; 3] = [
+    [b"\"completion", b"_tokens\":"],
+    [b"\"output", b"_tokens\":"],
+    [b"\"predicted", b"_n\":"],
+];
 /// It stands behind the text of an answer, in its last object or event: of a longer piece only so much is searched.
 const TOLD_WITHIN_BYTES: usize = 2 << 10;
 /// What every event has.
@@ -116,14 +115,16 @@ impl Tokens {
             self.events += u64::try_from(events).unwrap_or(0);
         }
         let end = &bytes[bytes.len().saturating_sub(TOLD_WITHIN_BYTES)..];
-        for told in TOLD.iter() {
-            let mut rest = end;
-            // Whoever tells after each token tells most in the end.
-            while let Some(at) = told.find(rest) {
-                rest = &rest[at + told.needle().len()..];
-                self.told = number(rest).or(self.told);
-            }
-        }
+        // Whoever tells after each token tells most in the end. Underscores are rare, and found by the dozen at a time.
+        let told = memrchr_iter(b'_', end).find_map(|at| {
+            let (before, behind) = end.split_at(at);
+            let rest = TOLD.iter().find_map(|[name, end]| {
+                let rest = behind.strip_prefix(*end)?;
+                before.ends_with(name).then_some(rest)
+            });
+            number(rest?)
+        });
+        self.told = told.or(self.told);
     }
 
     /// Tokens so far; `None` when nothing was told, and nothing streamed.

@@ -260,16 +260,18 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// Leaves only the headers that are meant for the other end.
-pub fn end_to_end(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
+/// Leaves only the headers that are meant for the other end, and of those none that is `kept_back`.
+pub fn end_to_end(headers: &mut HeaderMap, kept_back: &[HeaderName]) {
+    // To look each of them up costs more than to look at the few that are there.
+    let goes = |name: &&HeaderName| HOP_BY_HOP.contains(name) || kept_back.contains(name);
+    let mut going: Vec<HeaderName> = headers.keys().filter(goes).cloned().collect();
+    if going.contains(&header::CONNECTION) {
+        let named = headers.get_all(header::CONNECTION).iter();
+        let named = named.filter_map(|value| value.to_str().ok());
+        let named = named.flat_map(|value| value.split(','));
+        going.extend(named.filter_map(|name| name.trim().parse().ok()));
+    }
+    for name in going {
         headers.remove(name);
     }
 }

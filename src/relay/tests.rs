@@ -212,7 +212,7 @@ fn headers_of_the_connection_stay_with_it() {
             HeaderValue::from_static(value),
         );
     }
-    end_to_end(&mut headers);
+    end_to_end(&mut headers, &[]);
     assert_eq!(
         headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
         ["accept"]

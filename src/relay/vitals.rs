@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use http::{HeaderMap, Method};
+use slab::Slab;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
@@ -52,7 +53,7 @@ pub struct Vitals {
     tell: Option<Tell>,
     /// A task compares the counters.
     watched: AtomicBool,
-    running: Mutex<Vec<Running>>,
+    running: Mutex<Slab<Running>>,
 }
 
 impl fmt::Debug for Vitals {
@@ -96,11 +97,6 @@ struct Running {
 }
 
 impl Running {
-    /// Nobody else holds on to a pulse than its stream.
-    fn has_ended(&self) -> bool {
-        Arc::strong_count(&self.pulse) == 1
-    }
-
     fn is_silent(&self) -> bool {
         self.silent >= SILENT_TICKS
     }
@@ -121,6 +117,8 @@ impl Running {
 
 /// One exchange, from the moment it is sent to the end of its answer.
 pub(super) struct Watched {
+    /// Its place among those that run.
+    place: usize,
     pulse: Arc<Pulse>,
     vitals: Arc<Vitals>,
 }
@@ -166,19 +164,20 @@ impl Vitals {
     /// An exchange begins.
     pub(super) fn enter(self: &Arc<Self>) -> Watched {
         let pulse = Arc::<Pulse>::default();
-        self.running().push(Running {
+        let place = self.running().insert(Running {
             pulse: Arc::clone(&pulse),
             seen: None,
             silent: 0,
         });
         self.see_to_it();
         Watched {
+            place,
             pulse,
             vitals: Arc::clone(self),
         }
     }
 
-    fn running(&self) -> MutexGuard<'_, Vec<Running>> {
+    fn running(&self) -> MutexGuard<'_, Slab<Running>> {
         // Nothing panics while it is held, and a list of streams is good as it is.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -193,21 +192,34 @@ impl Vitals {
     /// Compares the counters. How many streams there are, and whether one of them is silent.
     fn on_tick(&self) -> (usize, bool) {
         let mut running = self.running();
-        running.retain(|stream| !stream.has_ended());
-        running.iter_mut().for_each(Running::on_tick);
-        (running.len(), running.iter().any(Running::is_silent))
+        let mut silent = false;
+        for (_, stream) in running.iter_mut() {
+            stream.on_tick();
+            silent |= stream.is_silent();
+        }
+        (running.len(), silent)
     }
 
     /// Ends the streams that are silent, and gives their number. A stream that still moves is not dead, whatever became of
     /// the listener: should it fall silent, it is the next question's.
     fn end(&self, why: Died) -> usize {
-        let dead = |stream: &mut Running| stream.is_silent() && !stream.has_moved();
-        let ended: Vec<Running> = self.running().extract_if(.., dead).collect();
-        for stream in &ended {
-            let _ = stream.pulse.died.set(why);
-            stream.pulse.waker.wake();
+        let running = self.running();
+        let dead = (running.iter().map(|(_, stream)| stream))
+            .filter(|stream| stream.is_silent() && !stream.has_moved())
+            // Each is told once.
+            .filter(|stream| stream.pulse.died.set(why).is_ok());
+        let ended: Vec<Arc<Pulse>> = dead.map(|stream| Arc::clone(&stream.pulse)).collect();
+        drop(running);
+        for pulse in &ended {
+            pulse.waker.wake();
         }
         ended.len()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.vitals.running().remove(self.place);
     }
 }
 
@@ -244,7 +256,7 @@ impl Drop for Post {
         vitals.set_hung(false);
         vitals.watched.store(false, Ordering::Release);
         let mut left = Vec::new();
-        left.extend((vitals.running().iter()).map(|stream| Arc::clone(&stream.pulse)));
+        left.extend((vitals.running().iter()).map(|(_, stream)| Arc::clone(&stream.pulse)));
         for pulse in left {
             pulse.waker.wake();
         }

@@ -10,6 +10,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -22,13 +23,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 /// Most headers of an answer, and bytes of its head: ten times what engines send.
 const MAX_HEADERS: usize = 128;
 const MAX_HEAD_BYTES: usize = 64 << 10;
+/// So many headers whoever passes an answer on is likely to add.
+const MORE_HEADERS: usize = 8;
 /// Longest line that says how long a chunk is, with the extensions nobody uses; and what may come behind the last chunk.
 const MAX_CHUNK_LINE_BYTES: usize = 4 << 10;
 const MAX_TRAILER_BYTES: u32 = 64 << 10;
 /// Most answers that say nothing yet (100, 103) before the one that does.
 const MAX_INTERIM: u32 = 16;
-/// How much is read at a time: a few events at first, and more of an upstream that fills that.
+/// How much is read at a time: a few events at first, and more of an upstream that fills that. Of the next answer on the
+/// connection as much as of the one before, within reason: whoever waits for it waits with that much memory.
 const FIRST_READ_BYTES: usize = 4 << 10;
+const NEXT_READ_BYTES: usize = 16 << 10;
 const MOST_READ_BYTES: usize = 64 << 10;
 /// A request's body up to this size is sent in one piece with its head.
 const SMALL_BODY_BYTES: usize = 16 << 10;
@@ -198,7 +203,7 @@ impl<IO: Socket> Wire<IO> {
     /// Gives back the memory that the last answer took.
     pub fn rest(&mut self) {
         self.buffer = BytesMut::new();
-        self.read_bytes = FIRST_READ_BYTES;
+        self.read_bytes = self.read_bytes.min(NEXT_READ_BYTES);
     }
 
     /// How many bytes of the answer are to come, where that is known.
@@ -297,9 +302,14 @@ impl<IO: Socket> Wire<IO> {
             if self.buffer.is_empty() {
                 return Ok(None);
             }
-            let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-            let mut answer = httparse::Response::new(&mut headers);
-            let length = match answer.parse(&self.buffer) {
+            let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+            let mut answer = httparse::Response::new(&mut []);
+            let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+                &mut answer,
+                &self.buffer,
+                &mut headers,
+            );
+            let length = match parsed {
                 Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
                 Ok(httparse::Status::Partial) if self.buffer.len() < MAX_HEAD_BYTES => {
                     return Ok(None);
@@ -345,7 +355,7 @@ impl<IO: Socket> Wire<IO> {
             } else {
                 Version::HTTP_11
             };
-            parts.headers.reserve(places.len());
+            parts.headers.reserve(places.len() + MORE_HEADERS);
             for (name, value) in places {
                 let name = HeaderName::from_bytes(&head[name]);
                 let value = HeaderValue::from_maybe_shared(head.slice(value));
@@ -359,7 +369,12 @@ impl<IO: Socket> Wire<IO> {
             let is_clear = !parts.headers.contains_key(header::TRANSFER_ENCODING)
                 || parts.headers.remove(header::CONTENT_LENGTH).is_none();
             if let Framing::Length(length) = self.framing {
-                parts.headers.insert(header::CONTENT_LENGTH, length.into());
+                // Once, and not as a list. Most have it so.
+                let mut said = parts.headers.get_all(header::CONTENT_LENGTH).iter();
+                let is_number = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+                if !said.next().is_some_and(is_number) || said.next().is_some() {
+                    parts.headers.insert(header::CONTENT_LENGTH, length.into());
+                }
             }
             self.lasting = !is_old
                 && is_clear

@@ -23,7 +23,7 @@ impl Exchange {
         let (mut parts, mut body) = response.into_parts();
         let status = parts.status;
         let refused = parts.headers.remove(REFUSED_HEADER);
-        relay::end_to_end(&mut parts.headers);
+        relay::end_to_end(&mut parts.headers, &[]);
         let carried = body.load_mut();
         if let Some(code) = refused {
             let why = match code.to_str() {
