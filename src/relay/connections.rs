@@ -42,12 +42,16 @@ impl Idle {
     }
 }
 
+/// How long that is remembered of an engine to which nobody sends anything: another one may listen there by then. Until
+/// the same is known of it, what is lost is tried again.
+const REMEMBERED: Duration = Duration::from_mins(1);
+
 /// What is kept of one upstream.
 #[derive(Default)]
 struct Site {
     idle: Vec<Idle>,
-    /// It leaves connections open behind streams.
-    keeps: bool,
+    /// It leaves connections open behind streams: it was seen to, and is remembered for so long.
+    keeps: Option<Instant>,
     /// One behind a stream that shows whether it does.
     trial: Option<Idle>,
 }
@@ -55,13 +59,14 @@ struct Site {
 impl Site {
     /// Whether a connection is to be kept behind a stream. Takes it for the trial when there is none.
     fn keeps(&mut self, now: Instant, idle: Idle) -> Option<Idle> {
-        if self.keeps {
+        if let Some(until) = &mut self.keeps {
+            *until = now + REMEMBERED;
             return Some(idle);
         }
         self.trial.take_if(|trial| !trial.is_good(now));
         match self.trial.take_if(|trial| now >= trial.since + TRIAL) {
             Some(trial) => {
-                self.keeps = true;
+                self.keeps = Some(now + REMEMBERED);
                 self.idle.push(trial);
                 Some(idle)
             }
@@ -75,6 +80,11 @@ impl Site {
     fn sweep(&mut self, now: Instant) {
         self.idle.retain_mut(|idle| idle.is_good(now));
         self.trial.take_if(|trial| !trial.is_good(now));
+        self.keeps.take_if(|until| now >= *until);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.idle.is_empty() && self.trial.is_none() && self.keeps.is_none()
     }
 }
 
@@ -159,7 +169,7 @@ fn sweep() -> bool {
         for sites in [&mut kept.plain, &mut kept.tls] {
             sites.retain(|_, site| {
                 site.sweep(now);
-                !site.idle.is_empty() || site.trial.is_some()
+                !site.is_empty()
             });
         }
         kept.plain.is_empty() && kept.tls.is_empty()

@@ -371,7 +371,8 @@ impl<IO: Socket> Wire<IO> {
             if let Framing::Length(length) = self.framing {
                 // Once, and not as a list. Most have it so.
                 let mut said = parts.headers.get_all(header::CONTENT_LENGTH).iter();
-                let is_number = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+                let is_number =
+                    |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
                 if !said.next().is_some_and(is_number) || said.next().is_some() {
                     parts.headers.insert(header::CONTENT_LENGTH, length.into());
                 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use memchr::memmem;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use crate::engine::TOKENS;
 
@@ -49,7 +50,7 @@ pub struct Round {
     pub gaps: Vec<f64>,
 }
 
-/// Clients of one address, with their connections.
+/// Clients of one address, with the connections that they have made.
 pub struct Clients {
     address: SocketAddr,
     prefix: &'static str,
@@ -107,11 +108,10 @@ impl Clients {
                     }
                 }
                 Arrivals::Open(rate) => {
-                    let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
-                    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+                    let mut ticks = ticks(Duration::from_secs(1) / rate);
                     while Instant::now() < end {
                         // A client that is late because of another has waited all the same.
-                        let due = ticks.tick().await;
+                        let due = ticks.recv().await.expect("its thread goes on");
                         let job = Rc::clone(&job);
                         running.push(tokio::task::spawn_local(async move { job.once(due).await }));
                     }
@@ -126,6 +126,20 @@ impl Clients {
             .round
             .into_inner()
     }
+}
+
+/// Moments at even distances, each told when it is there. By a thread that sleeps to the microsecond: tokio's timers know
+/// milliseconds, and what a round would owe to them is ten times what routers differ by.
+fn ticks(every: Duration) -> UnboundedReceiver<Instant> {
+    let (tell, told) = unbounded_channel();
+    std::thread::spawn(move || {
+        let mut due = Instant::now();
+        while tell.send(due).is_ok() {
+            due += every;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+    });
+    told
 }
 
 /// What the clients of a round share.

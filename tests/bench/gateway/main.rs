@@ -213,18 +213,17 @@ fn bench(options: &Options) -> ExitCode {
         println!("{}", kind.name);
         let mut figures: Vec<Figures> = Vec::new();
         figures.resize_with(routers.len() + 1, Figures::default);
-        let mut clients: Vec<Clients> = routers
-            .iter()
-            .map(|router| Clients::new(router.address, router.prefix))
-            .collect();
-        clients.push(Clients::new(at, ""));
         for round in 0..options.rounds {
-            let mut order: Vec<usize> = (0..clients.len()).collect();
+            let mut order: Vec<usize> = (0..figures.len()).collect();
             if round % 2 == 1 {
                 order.reverse();
             }
             for who in order {
-                let run = |lasting| clients[who].run(&runtime, &kind.ask, kind.arrivals, lasting);
+                let (address, prefix) =
+                    (routers.get(who)).map_or((at, ""), |router| (router.address, router.prefix));
+                // Nobody's connections grow old while the others are measured.
+                let clients = Clients::new(address, prefix);
+                let run = |lasting| clients.run(&runtime, &kind.ask, kind.arrivals, lasting);
                 drop(run(WARM_UP));
                 let before = routers.get(who).map_or(0.0, Router::cpu_seconds);
                 let round = run(Duration::from_secs_f64(options.seconds));
