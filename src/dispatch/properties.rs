@@ -1,9 +1,13 @@
 //! What holds after any history.
 
-use std::collections::{BTreeMap, HashMap};
+mod history;
+mod holds;
+
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use self::history::{Described, End, Step, described, step};
 use super::*;
 use crate::types::Sample;
 
@@ -18,107 +22,6 @@ const SETTINGS: Settings = Settings {
     no_pool_wait_ms: 5_000,
     sample_ttl_ms: 4_000,
 };
-
-/// How a pool is described: which of the models it serves as bits, and the rest.
-#[derive(Debug, Clone)]
-struct Described {
-    models: u8,
-    accepting: bool,
-    prospective: bool,
-    suspect: bool,
-    slots: u32,
-    n_ctx: Option<u64>,
-}
-
-/// How a request ends.
-#[derive(Debug, Clone, Copy)]
-enum End {
-    Done,
-    ClosedEarly,
-    /// Refused or failed, and tried again.
-    Busy(Option<Millis>),
-    Broken,
-    Unreachable,
-    /// Its prompt is too long for the pool, and it is tried again.
-    TooLong,
-}
-
-/// Something that happens. Pools, requests and those in line are named by any number.
-#[derive(Debug, Clone)]
-enum Step {
-    Ask {
-        model: usize,
-        weight: u32,
-        min_ctx: u64,
-    },
-    Answer(usize),
-    End(usize, End),
-    Served(usize),
-    Leave(usize),
-    Add(Described),
-    Describe(usize, Described),
-    Remove(usize),
-    Read {
-        pool: usize,
-        busy: u32,
-        ours: Option<u32>,
-        begun: Option<Millis>,
-        slots: Option<u32>,
-    },
-    Hang(usize, bool),
-    Advance(Millis),
-}
-
-fn described() -> impl Strategy<Value = Described> {
-    let n_ctx = prop_oneof![Just(None), Just(Some(10)), Just(Some(20))];
-    (0..8_u8, 0..8_u8, any::<bool>(), 1..5_u32, n_ctx).prop_map(
-        |(models, state, suspect, slots, n_ctx)| Described {
-            models,
-            accepting: state > 1,
-            prospective: state > 0,
-            suspect,
-            slots,
-            n_ctx,
-        },
-    )
-}
-
-fn end() -> impl Strategy<Value = End> {
-    prop_oneof![
-        6 => Just(End::Done),
-        4 => Just(End::ClosedEarly),
-        2 => proptest::option::of(0..40_000_u64).prop_map(End::Busy),
-        1 => Just(End::Broken),
-        1 => Just(End::Unreachable),
-        2 => Just(End::TooLong),
-    ]
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let any_one = any::<usize>;
-    let min_ctx = prop_oneof![8 => Just(0), 1 => Just(10_u64), 1 => Just(11), 1 => Just(21)];
-    prop_oneof![
-        10 => (0..MODELS, prop_oneof![3 => Just(1), 1 => 2..6_u32], min_ctx)
-            .prop_map(|(model, weight, min_ctx)| Step::Ask { model, weight, min_ctx }),
-        4 => any_one().prop_map(Step::Answer),
-        6 => (any_one(), end()).prop_map(|(nth, end)| Step::End(nth, end)),
-        3 => any_one().prop_map(Step::Served),
-        1 => any_one().prop_map(Step::Leave),
-        1 => described().prop_map(Step::Add),
-        2 => (any_one(), described()).prop_map(|(nth, described)| Step::Describe(nth, described)),
-        1 => any_one().prop_map(Step::Remove),
-        3 => (
-            any_one(),
-            0..5_u32,
-            proptest::option::of(0..4_u32),
-            proptest::option::of(0..500_u64),
-            proptest::option::of(1..5_u32),
-        )
-            .prop_map(|(pool, busy, ours, begun, slots)| Step::Read { pool, busy, ours, begun, slots }),
-        1 => (any_one(), any::<bool>()).prop_map(|(nth, hung)| Step::Hang(nth, hung)),
-        5 => (1..3_000_u64).prop_map(Step::Advance),
-    ]
-}
 
 #[derive(Debug, Clone, Copy)]
 struct Running {
@@ -468,44 +371,6 @@ impl World {
         self.check();
     }
 
-    /// Whether a pool is for a request: it has the context; and the slots, or else no good pool that takes requests and
-    /// answers has them, nor, where there is no such pool, a suspect one.
-    fn is_for(&self, want: &Want, spec: &PoolSpec, slots: u32) -> bool {
-        let has_context = |spec: &PoolSpec| want.min_ctx <= spec.n_ctx.unwrap_or(0);
-        let takes: Vec<(bool, u32)> = (self.pools.iter())
-            .filter(|(_, other)| other.spec.models.contains(&want.model))
-            .filter(|(_, other)| has_context(&other.spec) && other.spec.accepting)
-            .filter(|(_, other)| !other.refuses && other.hung.is_none())
-            .map(|(ix, other)| (other.spec.suspect, self.dispatch.counts(self.now, *ix)))
-            .filter(|(_, counts)| !counts.ejected)
-            .map(|(suspect, counts)| (suspect, counts.slots_total))
-            .collect();
-        let trust = takes.iter().map(|(suspect, _)| *suspect).min();
-        let counted = takes.iter().filter(|(suspect, _)| Some(*suspect) == trust);
-        let holds_it = counted.into_iter().any(|(_, slots)| want.weight <= *slots);
-        has_context(spec) && (want.weight <= slots || !holds_it)
-    }
-
-    /// Remembers since when those who wait have nothing to wait for.
-    fn despair(&mut self) {
-        let mut hopeless = std::mem::take(&mut self.hopeless);
-        hopeless.retain(|ticket, _| self.waiting.contains_key(ticket));
-        for (ticket, (_, want)) in &self.waiting {
-            let may_serve = self.pools.values().any(|seen| {
-                seen.spec.prospective
-                    && !seen.refuses
-                    && seen.spec.models.contains(&want.model)
-                    && want.min_ctx <= seen.spec.n_ctx.unwrap_or(0)
-            });
-            if may_serve {
-                hopeless.remove(ticket);
-            } else {
-                hopeless.entry(*ticket).or_insert(self.now);
-            }
-        }
-        self.hopeless = hopeless;
-    }
-
     /// As the driver does: whatever is due is done when it is due.
     fn advance(&mut self, then: Mono) {
         while let Some(next) = self.dispatch.next_deadline().filter(|next| *next <= then) {
@@ -539,81 +404,6 @@ impl World {
             }
         }
         self.out = out;
-    }
-
-    fn check(&self) {
-        let now = self.now;
-        self.dispatch.assert_indexed(now);
-        for (ticket, since) in &self.hopeless {
-            let waits = self.waiting.contains_key(ticket);
-            assert!(
-                !waits || now < since.plus(SETTINGS.no_pool_wait_ms),
-                "hopes in vain"
-            );
-        }
-        let mut slots = 0;
-        for (ix, seen) in &self.pools {
-            let counts = self.dispatch.counts(now, *ix);
-            let here = || self.running.iter().filter(|r| r.grant.pool == *ix);
-            let ours: u32 = here().map(|r| r.grant.weight).sum();
-            assert_eq!(counts.running as usize, here().count());
-            assert!(
-                counts.slots_free + ours + counts.quarantined
-                    <= counts.slots_total.max(ours + counts.quarantined)
-            );
-            if seen.quarantine <= now {
-                assert_eq!(counts.quarantined, 0, "a quarantine ends");
-            }
-            if seen.back_by <= now {
-                assert!(!counts.ejected && !counts.paused, "comes back");
-            }
-            slots += u64::from(counts.slots_total);
-            assert_eq!(
-                self.idle(*ix, seen),
-                None,
-                "is first in line, and {ix:?} has room for it"
-            );
-        }
-        assert_eq!(self.dispatch.fleet_slots, slots);
-        let bytes: u64 = self.waiting.values().map(|(_, want)| want.bytes).sum();
-        assert_eq!(self.dispatch.waiting_bytes(), bytes);
-        let mut waiting: HashMap<ModelIx, usize> = HashMap::new();
-        for (turn, want) in self.waiting.values() {
-            *waiting.entry(want.model).or_default() += 1;
-            assert!(turn.deadline > now, "waits for too long");
-        }
-        for model in &self.models {
-            assert_eq!(
-                self.dispatch.waiting(*model),
-                waiting.get(model).copied().unwrap_or(0)
-            );
-        }
-    }
-
-    /// A request that this pool could serve now and does not.
-    fn idle(&self, ix: PoolIx, seen: &Seen) -> Option<Ticket> {
-        let counts = self.dispatch.counts(self.now, ix);
-        let left_out =
-            counts.ejected || counts.paused || seen.hung.is_some() || seen.probe.is_some();
-        if left_out || !seen.spec.accepting {
-            return None;
-        }
-        let mut passed: Vec<ModelIx> = Vec::new();
-        for (ticket, (_, want)) in &self.waiting {
-            let fits = self.is_for(want, &seen.spec, counts.slots_total);
-            if !fits || !seen.spec.models.contains(&want.model) || passed.contains(&want.model) {
-                continue;
-            }
-            let weight = want.weight.clamp(1, counts.slots_total);
-            if weight <= counts.slots_free {
-                return Some(*ticket);
-            }
-            if weight <= counts.slots_total.saturating_sub(counts.external) {
-                return None;
-            }
-            passed.push(want.model);
-        }
-        None
     }
 
     /// Nothing comes and nothing ends any more: everybody's wait does.

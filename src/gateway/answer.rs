@@ -62,8 +62,8 @@ struct Relayed {
     source: Source,
     /// How a broken stream is told in-band; `None` when it cannot be.
     dialect: Option<Dialect>,
-    /// How what was passed on so far ends.
-    tail: Tail,
+    /// What was passed on ends within an event that was too long to be kept back.
+    within_event: bool,
     /// The beginning of an event. A client that got it, and no more, would take it for a broken one, and not read the error
     /// that comes behind it.
     held: Vec<u8>,
@@ -76,23 +76,8 @@ struct Relayed {
     next: Option<Result<Bytes, AnswerError>>,
 }
 
-/// The last bytes of a stream. An event may end in another piece than it came in.
-#[derive(Debug, Clone, Copy, Default)]
-struct Tail([u8; 4]);
-
-impl Tail {
-    fn pass(&mut self, bytes: &[u8]) {
-        let last = &bytes[bytes.len().saturating_sub(4)..];
-        self.0.rotate_left(last.len());
-        self.0[4 - last.len()..].copy_from_slice(last);
-    }
-
-    /// Nothing but whole events has passed.
-    fn ends_event(self) -> bool {
-        let Self(last) = self;
-        last == [0; 4] || last_end(&last) == Some(last.len())
-    }
-}
+/// The longest way in which an event ends: two lines' ends.
+const LONGEST_END: usize = b"\r\n\r\n".len();
 
 /// Where the last whole event in these bytes ends: behind an empty line, however lines end.
 fn last_end(bytes: &[u8]) -> Option<usize> {
@@ -150,7 +135,7 @@ impl GatewayBody {
         Self(Kind::Relayed(Relayed {
             source: Source::Engine(body),
             dialect,
-            tail: Tail::default(),
+            within_event: false,
             moved: true,
             still_since: Instant::now(),
             ping: None,
@@ -164,7 +149,7 @@ impl GatewayBody {
         Self(Kind::Relayed(Relayed {
             source: Source::Pending(pending),
             dialect: Some(dialect),
-            tail: Tail::default(),
+            within_event: false,
             moved: false,
             still_since: Instant::now(),
             ping: None,
@@ -206,22 +191,29 @@ impl Relayed {
     /// What the client gets of a piece. Of a stream of events that is whole ones.
     fn pass(&mut self, piece: Bytes) -> Option<Bytes> {
         self.moved = true;
-        let ready = if self.dialect.is_none()
-            || self.held.is_empty() && last_end(&piece) == Some(piece.len())
-        {
-            piece
-        } else {
-            self.held.extend_from_slice(&piece);
-            let end = match last_end(&self.held) {
-                None if self.held.len() > MOST_HELD_BYTES => self.held.len(),
-                None => return None,
-                Some(end) => end,
-            };
-            let rest = self.held.split_off(end);
-            Bytes::from(std::mem::replace(&mut self.held, rest))
+        if self.dialect.is_none() {
+            return Some(piece);
+        }
+        if self.held.is_empty() && last_end(&piece) == Some(piece.len()) {
+            self.within_event = false;
+            return Some(piece);
+        }
+        // Of what was kept back there is no end but one that has begun.
+        let from = self.held.len().saturating_sub(LONGEST_END - 1);
+        self.held.extend_from_slice(&piece);
+        let end = match last_end(&self.held[from..]) {
+            Some(end) => {
+                self.within_event = false;
+                from + end
+            }
+            None if self.held.len() > MOST_HELD_BYTES => {
+                self.within_event = true;
+                self.held.len() - (LONGEST_END - 1)
+            }
+            None => return None,
         };
-        self.tail.pass(&ready);
-        Some(ready)
+        let rest = self.held.split_off(end);
+        Some(std::mem::replace(&mut self.held, rest).into())
     }
 
     /// The engine's answer breaks off.
@@ -248,10 +240,10 @@ impl Relayed {
                     code,
                 });
                 // An event that was cut off cannot be taken back; an empty line at least ends it.
-                Ok(if self.tail.ends_event() {
-                    event
-                } else {
+                Ok(if self.within_event {
                     [b"\n\n", &*event].concat().into()
+                } else {
+                    event
                 })
             }
             None => Err(why),
@@ -312,7 +304,7 @@ impl Relayed {
             }
             self.still_since = now;
             ping.as_mut().reset(now + PING_EVERY);
-            if self.tail.ends_event() {
+            if !self.within_event {
                 self.next = Some(Ok(Bytes::from_static(PING)));
                 return Poll::Ready(());
             }

@@ -117,6 +117,29 @@ impl Bench {
         let request = Request::post(path).body(Full::new(Bytes::from(body)));
         self.gateway.handle(request.expect("good")).await
     }
+
+    /// A stream that its engine has begun with this: its engine, and the answer.
+    async fn begun(&mut self, said: &str) -> (TcpStream, Response<GatewayBody>) {
+        let engine = async {
+            let mut engine = self.requests.recv().await.expect("a request");
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+            engine.write_all(head.as_bytes()).await.expect("it is read");
+            say(&mut engine, said).await;
+            engine
+        };
+        let gateway = Arc::clone(&self.gateway);
+        let request =
+            Request::post(CHAT).body(Full::new(Bytes::from(r#"{"model":"m","stream":true}"#)));
+        let (engine, answer) = tokio::join!(engine, gateway.handle(request.expect("good")));
+        (engine, answer)
+    }
+}
+
+/// An engine writes a chunk.
+async fn say(engine: &mut TcpStream, text: &str) {
+    let chunk = format!("{:x}\r\n{text}\r\n", text.len());
+    let written = engine.write_all(chunk.as_bytes()).await;
+    written.expect("it is read");
 }
 
 const CHAT: &str = "/v1/chat/completions";
@@ -202,23 +225,7 @@ async fn what_is_no_stream_is_not_answered_before_its_engine_has() {
 #[tokio::test(start_paused = true)]
 async fn pings_come_between_events_and_only_when_nothing_else_does() {
     let mut bench = bench().await;
-    let gateway = Arc::clone(&bench.gateway);
-    let request =
-        Request::post(CHAT).body(Full::new(Bytes::from(r#"{"model":"m","stream":true}"#)));
-    let response = tokio::spawn(async move { gateway.handle(request.expect("good")).await });
-    let mut engine = bench.requests.recv().await.expect("a request");
-    let head =
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    engine.write_all(head.as_bytes()).await.expect("it is read");
-    let say = async |engine: &mut TcpStream, text: &str| {
-        let chunk = format!("{:x}\r\n{text}\r\n", text.len());
-        engine
-            .write_all(chunk.as_bytes())
-            .await
-            .expect("it is read");
-    };
-    say(&mut engine, "data: 1\n\n").await;
-    let response = response.await.expect("no panic");
+    let (mut engine, response) = bench.begun("data: 1\n\n").await;
     assert!(response.headers().contains_key("x-orchd-node"), "in time");
     let mut body = response.into_body();
     assert_eq!(next(&mut body).await.0.as_deref(), Some("data: 1\n\n"));
@@ -280,15 +287,9 @@ async fn pings_come_between_events_and_only_when_nothing_else_does() {
 #[tokio::test(start_paused = true)]
 async fn of_an_event_that_breaks_off_the_client_gets_nothing_but_the_error() {
     let mut bench = bench().await;
-    let gateway = Arc::clone(&bench.gateway);
-    let request =
-        Request::post(CHAT).body(Full::new(Bytes::from(r#"{"model":"m","stream":true}"#)));
-    let response = tokio::spawn(async move { gateway.handle(request.expect("good")).await });
-    let mut engine = bench.requests.recv().await.expect("a request");
-    let said = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n\
-                100\r\ndata: {\"a\":1}\n\ndata: {\"choices";
-    engine.write_all(said.as_bytes()).await.expect("it is read");
-    let mut body = response.await.expect("no panic").into_body();
+    let said = "data: {\"a\":1}\n\ndata: {\"choices";
+    let (engine, response) = bench.begun(said).await;
+    let mut body = response.into_body();
     let (first, _) = next(&mut body).await;
     assert_eq!(first.as_deref(), Some("data: {\"a\":1}\n\n"));
     drop(engine);
