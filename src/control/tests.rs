@@ -243,6 +243,9 @@ async fn without_a_working_store_the_fleet_goes_on_and_new_intent_is_refused_who
             .is_ok()
     );
     assert_eq!(shown("orchd_store_durable "), 1);
+    let errors = shown("orchd_store_errors_total ");
+    assert!(control.undrain(id("n1")).await.is_ok());
+    assert_eq!(shown("orchd_store_errors_total "), errors);
     control.stop();
 }
 

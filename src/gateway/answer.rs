@@ -62,7 +62,7 @@ struct Relayed {
     source: Source,
     /// How a broken stream is told in-band; `None` when it cannot be.
     dialect: Option<Dialect>,
-    /// What was passed on ends within an event that was too long to be kept back.
+    /// What was passed on ends within an event that was too long to be kept back. The last bytes of that are.
     within_event: bool,
     /// The beginning of an event. A client that got it, and no more, would take it for a broken one, and not read the error
     /// that comes behind it.
@@ -76,8 +76,8 @@ struct Relayed {
     next: Option<Result<Bytes, AnswerError>>,
 }
 
-/// The longest way in which an event ends: two lines' ends.
-const LONGEST_END: usize = b"\r\n\r\n".len();
+/// The longest that tells the end of an event: of one line's end the last byte, and another.
+const LONGEST_END: usize = b"\n\r\n".len();
 
 /// Where the last whole event in these bytes ends: behind an empty line, however lines end.
 fn last_end(bytes: &[u8]) -> Option<usize> {
@@ -195,7 +195,6 @@ impl Relayed {
             return Some(piece);
         }
         if self.held.is_empty() && last_end(&piece) == Some(piece.len()) {
-            self.within_event = false;
             return Some(piece);
         }
         // Of what was kept back there is no end but one that has begun.
@@ -206,7 +205,8 @@ impl Relayed {
                 self.within_event = false;
                 from + end
             }
-            None if self.held.len() > MOST_HELD_BYTES => {
+            // All but what its end may begin with.
+            None if self.within_event || self.held.len() > MOST_HELD_BYTES => {
                 self.within_event = true;
                 self.held.len() - (LONGEST_END - 1)
             }

@@ -47,8 +47,8 @@ use record::{Book, Record};
 
 /// Longest id of a request that is kept; those of tracing systems have some 50 characters.
 const MAX_REQUEST_ID_BYTES: usize = 200;
-/// What is put behind the ids of this process's own.
-const LONGEST_NUMBER: &str = "-18446744073709551615";
+/// Most bytes behind what the ids of this process's own begin with: a dash and twenty digits.
+const NUMBER_BYTES: usize = 21;
 /// Names of models that a refusal lists.
 const NAMES_TOLD: usize = 20;
 
@@ -61,7 +61,7 @@ const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Headers of requests that no engine gets: those that are meant for this control plane and nobody behind it; and what is
 /// packed could neither be counted nor go on where a stream has been promised.
-const KEPT_BACK: [HeaderName; 4] = [
+static KEPT_BACK: [HeaderName; 4] = [
     header::AUTHORIZATION,
     header::COOKIE,
     API_KEY,
@@ -212,7 +212,7 @@ impl Gateway {
             return id.clone();
         }
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let mut id = String::with_capacity(self.prefix.len() + LONGEST_NUMBER.len());
+        let mut id = String::with_capacity(self.prefix.len() + NUMBER_BYTES);
         // A string takes whatever is written.
         let _ = write!(id, "{}-{number}", self.prefix);
         HeaderValue::try_from(id).expect("hexadecimal digits fit into a header")

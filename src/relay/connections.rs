@@ -19,6 +19,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// An engine that has left a connection open for so long behind a stream does so for good. llama-server closes it in the
 /// moment of the last chunk, without a word before: whoever used it next would be lost.
 const TRIAL: Duration = Duration::from_secs(1);
+/// How long that is remembered behind the last stream, unless a kept connection turns out to be closed: another engine may
+/// listen there by then.
+const REMEMBERED: Duration = Duration::from_mins(1);
 
 /// An open connection, used by one exchange. Dropping it closes the connection; [`Lease::park`] keeps it.
 pub(super) struct Lease {
@@ -41,10 +44,6 @@ impl Idle {
         now < self.until && self.wire.is_quiet()
     }
 }
-
-/// How long that is remembered of an engine to which nobody sends anything: another one may listen there by then. Until
-/// the same is known of it, what is lost is tried again.
-const REMEMBERED: Duration = Duration::from_mins(1);
 
 /// What is kept of one upstream.
 #[derive(Default)]
@@ -77,8 +76,28 @@ impl Site {
         }
     }
 
+    /// Takes the connection that was used last, if any is still good.
+    fn take(&mut self, now: Instant) -> Option<Idle> {
+        while let Some(mut idle) = self.idle.pop() {
+            if idle.is_good(now) {
+                return Some(idle);
+            }
+            self.lost(now, &idle);
+        }
+        None
+    }
+
+    /// One is no longer good. When its time was not over the other side has closed it.
+    fn lost(&mut self, now: Instant, idle: &Idle) {
+        self.keeps.take_if(|_| now < idle.until);
+    }
+
     fn sweep(&mut self, now: Instant) {
-        self.idle.retain_mut(|idle| idle.is_good(now));
+        let gone: Vec<Idle> = self
+            .idle
+            .extract_if(.., |idle| !idle.is_good(now))
+            .collect();
+        gone.iter().for_each(|idle| self.lost(now, idle));
         self.trial.take_if(|trial| !trial.is_good(now));
         self.keeps.take_if(|until| now >= *until);
     }
@@ -147,12 +166,8 @@ pub(super) fn reuse(origin: &Origin, peer: Peer) -> Option<Lease> {
     let now = Instant::now();
     IDLE.with_borrow_mut(|kept| {
         let site = kept.of(origin.https).get_mut(&origin.authority)?;
-        while let Some(mut idle) = site.idle.pop() {
-            if idle.is_good(now) {
-                return Some(Lease::new(idle.wire, origin, peer));
-            }
-        }
-        None
+        let idle = site.take(now)?;
+        Some(Lease::new(idle.wire, origin, peer))
     })
 }
 

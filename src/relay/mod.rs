@@ -248,7 +248,7 @@ fn message<'a>(origin: &Origin, outgoing: &'a Outgoing) -> Result<Message<'a>, S
 }
 
 /// Headers that belong to one connection and not to the message (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,

@@ -266,5 +266,13 @@ async fn a_stream_is_not_sent_behind_another_before_the_engine_has_shown_that_it
         ask().await;
     }
     assert_eq!(connections(), so_far + 1);
+    // It is not remembered for ever.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(70)).await;
+    tokio::time::resume();
+    for _ in 0..3 {
+        ask().await;
+    }
+    assert_eq!(connections(), so_far + 4);
     server.abort();
 }

@@ -169,12 +169,13 @@ impl Vitals {
             seen: None,
             silent: 0,
         });
-        self.see_to_it();
-        Watched {
+        let watched = Watched {
             place,
             pulse,
             vitals: Arc::clone(self),
-        }
+        };
+        self.see_to_it();
+        watched
     }
 
     fn running(&self) -> MutexGuard<'_, Slab<Running>> {
@@ -195,7 +196,8 @@ impl Vitals {
         let mut silent = false;
         for (_, stream) in running.iter_mut() {
             stream.on_tick();
-            silent |= stream.is_silent();
+            // Whoever was told of it is about to leave.
+            silent |= stream.is_silent() && stream.pulse.died.get().is_none();
         }
         (running.len(), silent)
     }

@@ -31,7 +31,7 @@ const MAX_TRAILER_BYTES: u32 = 64 << 10;
 /// Most answers that say nothing yet (100, 103) before the one that does.
 const MAX_INTERIM: u32 = 16;
 /// How much is read at a time: a few events at first, and more of an upstream that fills that. Of the next answer on the
-/// connection as much as of the one before, within reason: whoever waits for it waits with that much memory.
+/// connection as much as of the largest so far, within reason: whoever waits for it waits with that much memory.
 const FIRST_READ_BYTES: usize = 4 << 10;
 const NEXT_READ_BYTES: usize = 16 << 10;
 const MOST_READ_BYTES: usize = 64 << 10;

@@ -165,6 +165,9 @@ fn a_sleeper_is_left_alone_until_it_works_and_its_work_for_this_orchd_is_seen() 
         engine.looks() == looks
     });
     assert!(left_alone, "idle again, it may fall asleep again");
+    let looks = engine.looks();
+    engine.rounds(4);
+    assert_eq!(engine.looks(), looks);
 }
 
 #[test]

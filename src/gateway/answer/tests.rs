@@ -267,21 +267,50 @@ async fn pings_come_between_events_and_only_when_nothing_else_does() {
     say(&mut engine, "data: 6\n\ndata: 7\n\ndata: 8").await;
     let (two, _) = next(&mut body).await;
     assert_eq!(two.as_deref(), Some("data: 6\n\ndata: 7\n\n"));
-    // One without an end is passed on as it comes once it is too long, and behind the last one no empty line need be.
-    say(&mut engine, &"x".repeat(MOST_HELD_BYTES)).await;
-    let mut long = 0;
-    while long < MOST_HELD_BYTES {
-        let (text, _) = next(&mut body).await;
-        long += text.expect("more of it").len();
+    // One without an end is passed on as it comes once it is too long, without anything of ours within it.
+    is_too_long(&mut engine, &mut body).await;
+    let silence = timeout(PING_EVERY * 3, next(&mut body)).await;
+    assert!(silence.is_err(), "{silence:?}");
+    for n in 0..3 {
+        say(&mut engine, &n.to_string()).await;
+        assert_eq!(next(&mut body).await.0.expect("as it comes").len(), 1);
     }
-    say(&mut engine, "\n\ndata: 9").await;
+    for end in ["\r\n", "\r", "\n"] {
+        say(&mut engine, end).await;
+    }
     let mut rest = String::new();
-    while !rest.ends_with("\n\n") {
+    while !rest.ends_with("12\r\n\r\n") {
         rest += &next(&mut body).await.0.expect("more of it");
     }
+    is_ping(&mut body).await;
+    // Behind the last one no empty line need be.
+    say(&mut engine, "data: 9").await;
     engine.write_all(b"0\r\n\r\n").await.expect("it is read");
     assert_eq!(next(&mut body).await.0.as_deref(), Some("data: 9"));
     assert_eq!(next(&mut body).await.0, None, "the proper end");
+}
+
+/// An engine writes what is too long to be kept back until its end is there.
+async fn is_too_long(engine: &mut TcpStream, body: &mut GatewayBody) {
+    let text = format!("data: {}", "x".repeat(MOST_HELD_BYTES));
+    say(engine, &text).await;
+    let mut passed = 0;
+    while passed + LONGEST_END <= text.len() {
+        passed += next(body).await.0.expect("more of it").len();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_behind_an_event_that_was_too_long_to_be_kept_back_is_one_of_its_own() {
+    let mut bench = bench().await;
+    let (mut engine, response) = bench.begun("data: 1\n\n").await;
+    let mut body = response.into_body();
+    assert_eq!(next(&mut body).await.0.as_deref(), Some("data: 1\n\n"));
+    is_too_long(&mut engine, &mut body).await;
+    drop(engine);
+    let (error, _) = next(&mut body).await;
+    let error = error.expect("an error");
+    assert!(error.starts_with("\n\ndata: {\"error\":{"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -137,6 +137,8 @@ fn of_a_body_s_length_only_what_counts_goes_on() {
     assert_eq!(said(both), [""; 0]);
     let list = "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\ncontent-length: 2\r\n\r\nhi";
     assert_eq!(said(list), ["2"]);
+    let twice = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nhi";
+    assert_eq!(said(twice), ["2"]);
 }
 
 #[test]

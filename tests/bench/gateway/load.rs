@@ -128,8 +128,8 @@ impl Clients {
     }
 }
 
-/// Moments at even distances, each told when it is there. By a thread that sleeps to the microsecond: tokio's timers know
-/// milliseconds, and what a round would owe to them is ten times what routers differ by.
+/// Moments at even distances, each told when it is there. By a thread, which sleeps some 60 microseconds too long whoever is
+/// asked: tokio's timers know milliseconds, and what a round would owe to them is ten times what routers differ by.
 fn ticks(every: Duration) -> UnboundedReceiver<Instant> {
     let (tell, told) = unbounded_channel();
     std::thread::spawn(move || {

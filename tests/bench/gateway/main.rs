@@ -7,9 +7,10 @@
 //! An open loop tells what each adds to the time to the first token: the difference of medians (99th percentiles) to
 //! those of the engine asked directly in the same round. Nothing else should be busy meanwhile.
 //!
-//! `--rounds N` takes more or fewer than 4, `--seconds N` makes each longer, `--only WORD` runs the kinds of load that have
-//! it in their names, `--clients N` has other numbers of clients than it says, `--orchd FILE` measures that binary, `--beside FILE` measures that one as well, `--write` puts the tables into the README. Exits with 1 when a
-//! bar is missed or orchd fails a request, and with 2 without nginx.
+//! `--rounds N` takes more or fewer than 4, `--seconds N` makes each longer (an open loop lasts three times as long),
+//! `--only WORD` runs the kinds of load that have it in their names, `--clients N` has other numbers of clients than it
+//! says, `--orchd FILE` measures that binary, `--beside FILE` measures that one as well, `--write` puts the tables into the
+//! README. Exits with 1 when a bar is missed or orchd fails a request, and with 2 without nginx.
 
 mod engine;
 mod load;
@@ -229,7 +230,7 @@ fn bench(options: &Options) -> ExitCode {
                     (routers.get(who)).map_or((at, ""), |router| (router.address, router.prefix));
                 // Nobody's connections grow old while the others are measured.
                 let clients = Clients::new(address, prefix);
-                let run = |lasting| clients.run(&runtime, &kind.ask, kind.arrivals, lasting);
+                let run = |time| clients.run(&runtime, &kind.ask, kind.arrivals, time);
                 drop(run(WARM_UP));
                 let before = routers.get(who).map_or(0.0, Router::cpu_seconds);
                 let round = run(Duration::from_secs_f64(lasting));
